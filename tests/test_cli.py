@@ -1,0 +1,246 @@
+"""The command line: what it accepts, what it says, its exit codes; with real processes where that matters."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from vdamkit import __version__
+from vdamkit.cli import cli
+from vdamkit.cli_data import HELP
+from vdamkit.cli_options import FLAGS
+from vdamkit.io.checkpoint import load_checkpoint
+from vdamkit.settings import Settings
+from vdamkit.simulate import SimulationSettings, simulate
+
+JOB = ("--sym", "C6", "--sigma-tilt", "10", "--particle-diameter", "200", "--j", "1", "--offset-range", "4")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Folder with 12 simulated particles, box 16."""
+    folder = tmp_path_factory.mktemp("tiny")
+    simulate(folder, particles=12, volumes=0, tomograms=1, box=16, pixel_size=20.0, tilts=9, seed=1)
+    return folder
+
+
+def call(*arguments):
+    """Exit code, stdout and stderr of ``vdamkit ARGUMENTS`` in this process."""
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def process(*arguments, **options):
+    """The command line as a process of its own, not yet awaited."""
+    code = "from vdamkit.cli import main; main()"
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A run of three mini-batches, as (folder, stdout, stderr)."""
+    folder = tmp_path_factory.mktemp("run") / "job001"
+    code, out, err = call("run", tiny / "stacks2d" / "optimisation_set.star", "--o", folder, "--iter", 3, *JOB, "--score-all")
+    assert code == 0, err
+    return folder, out, err
+
+
+def test_every_setting_has_its_flag_and_no_two_share_one():
+    assert set(FLAGS) == {field.name for field in fields(Settings)}
+    flags = [part for names in FLAGS.values() for name in names for part in name.split("/")]
+    assert len(flags) == len(set(flags))
+    assert set(HELP) == {field.name for field in fields(SimulationSettings)}
+
+
+@pytest.mark.parametrize("command", [(), ("run",), ("resume",), ("check",), ("simulate",), ("demo",)])
+def test_help_of_every_command(command):
+    code, out, _ = call(*command, "--help")
+    assert code == 0
+    assert out.startswith("Usage:")
+    for flags in FLAGS.values() if command == ("run",) else ():
+        assert all(part in out for part in flags[0].split("/"))
+
+
+def test_help_and_version_are_quick():
+    began = time.perf_counter()
+    with process("--version") as child:
+        out, err = child.communicate(timeout=20)
+    assert (child.returncode, out, err) == (0, f"vdamkit {__version__}\n", "")
+    assert time.perf_counter() - began < 1.5
+
+
+def test_a_run_writes_what_it_says(finished):
+    folder, out, err = finished
+    assert f"map: {folder / 'initial_model.mrc'}" in out
+    assert (folder / "initial_model.mrc").exists() and (folder / "run_it003_data.star").exists()
+    assert "mini-batch 3: 12 particles" in out
+    assert err.count("\n") <= 2 and "\r" not in err  # no bar where there is no terminal
+    _, settings, _, _ = load_checkpoint(folder / "checkpoint.npz")
+    assert (settings.symmetry, settings.tilt_prior_width, settings.mini_batches) == ("C6", 10.0, 3)
+
+
+def test_relions_underscores_and_aliases_mean_the_same(tiny):
+    code, out, err = call(
+        "check", "--i", tiny / "stacks2d" / "particles.star", "--tomograms", tiny / "tomograms.star", "--tau2_fudge", 2,
+        "--seed", 3, "--sigma_tilt", -1, "--sigma_psi", "-1", "--particle_diameter", 150,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "12 particles (2D stacks), box 16 px of 20 Å" in out
+    assert "Ready to run." in out
+
+
+def test_a_finished_run_is_not_written_over(tiny, finished):
+    folder = finished[0]
+    before = (folder / "checkpoint.npz").read_bytes()
+    code, _, err = call("run", tiny / "stacks2d" / "optimisation_set.star", "--o", folder, *JOB)
+    assert code == 2
+    assert f"vdamkit resume {folder}" in err and "--overwrite" in err
+    assert (folder / "checkpoint.npz").read_bytes() == before
+
+
+def test_overwrite_leaves_no_old_files(tiny, tmp_path):
+    data = tiny / "stacks2d" / "optimisation_set.star"
+    assert call("run", data, "--o", tmp_path / "job", "--iter", 2, *JOB)[0] == 0
+    assert call("run", data, "--o", tmp_path / "job", "--iter", 1, "--overwrite", *JOB)[0] == 0
+    assert not list((tmp_path / "job").glob("run_it002*"))
+
+
+def test_resume_says_what_changed_and_goes_on_to_the_end(tiny, tmp_path):
+    folder = tmp_path / "job"
+    assert call("run", tiny / "stacks2d" / "optimisation_set.star", "--o", folder, "--iter", 1, *JOB)[0] == 0
+    code, out, _ = call("resume", folder, "--iter", 2, "--tau2-fudge", 2, "--sym", "C6")
+    assert code == 0
+    assert "mini_batches: 1 → 2" in out and "T: 4.0 → 2.0" in out and "symmetry" not in out
+    assert "Going on after mini-batch 1 of 2." in out
+    code, out, _ = call("resume", folder)
+    assert code == 0 and "All 2 mini-batches are done" in out
+
+
+def test_a_killed_run_resumes_to_the_same_result(tiny, tmp_path):
+    data = tiny / "stacks2d" / "optimisation_set.star"
+    with process("run", data, "--o", tmp_path / "whole", "--iter", 4, *JOB) as child:
+        child.communicate(timeout=60)
+    assert child.returncode == 0
+    with process("run", data, "--o", tmp_path / "killed", "--iter", 4, *JOB) as child:
+        while load_iteration(tmp_path / "killed") < 1 and child.poll() is None:
+            time.sleep(0.01)
+        child.kill()
+        child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    with process("resume", tmp_path / "killed") as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 0, err
+    one, other = (load_checkpoint(tmp_path / name / "checkpoint.npz")[0] for name in ("whole", "killed"))
+    assert one.iteration == other.iteration == 4
+    np.testing.assert_array_equal(one.maps, other.maps)
+    np.testing.assert_array_equal(one.poses.angles, other.poses.angles)
+
+
+def load_iteration(folder):
+    """Mini-batch of the checkpoint in a folder; -1 before there is one."""
+    path = folder / "checkpoint.npz"
+    return load_checkpoint(path)[0].iteration if path.exists() else -1
+
+
+def test_an_interrupt_says_what_is_kept(tiny, tmp_path):
+    folder = tmp_path / "job"
+    with process("run", tiny / "stacks2d" / "optimisation_set.star", "--o", folder, "--iter", 500, *JOB) as child:
+        while load_iteration(folder) < 1 and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "Traceback" not in err
+    assert "are kept in" in err and f"vdamkit resume {folder}" in err
+
+
+MISTAKES = {
+    "no input": ((), "no input"),
+    "missing file": (("nothing.star",), "nothing.star"),
+    "unknown symmetry": (("{set}", "--sym", "Q7"), "--sym is 'Q7'"),
+    "negative T": (("{set}", "--tau2-fudge", "-1"), "--tau2-fudge is -1"),
+    "tilt prior 0": (("{set}", "--sigma-tilt", "0"), "--sigma-tilt is 0"),
+    "mask larger than the box": (("{set}", "--particle-diameter", "900"), "900 Å but the box is"),
+    "no tomograms": (("--i", "{particles}"), "tomograms"),
+    "not a number": (("{set}", "--iter", "many"), "'many' is not a valid integer"),
+    "unknown option": (("{set}", "--tau3", "1"), "--tau3"),
+    "unknown choice": (("{set}", "--flatten-solvent", "yes"), "--flatten-solvent is 'yes'"),
+    "several GPUs": (("{set}", "--gpu", "0:1"), "--gpu is '0:1'"),
+    "GPU and CPU": (("{set}", "--gpu", "0", "--device", "cpu"), "give only one"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(tiny, tmp_path, name):
+    arguments, expected = MISTAKES[name]
+    files = {"set": tiny / "stacks2d" / "optimisation_set.star", "particles": tiny / "stacks2d" / "particles.star"}
+    code, out, err = call("run", *(a.format(**files) for a in arguments), "--o", tmp_path / "job")
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.startswith("vdamkit: ") and err.count("\n") == 1
+    assert not (tmp_path / "job").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_the_work(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "job"):
+        code, _, err = call("run", tiny / "stacks2d" / "optimisation_set.star", "--o", folder, *JOB)
+        assert code == 2 and str(folder) in err and err.count("\n") == 1
+
+
+def test_unreadable_particles_stop_a_run_before_it_begins(tiny, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "data")
+    stacks = sorted((tmp_path / "data" / "stacks2d").rglob("*.mrcs"))
+    for path in stacks[:3]:
+        path.write_bytes(path.read_bytes()[:-100])
+    data = tmp_path / "data" / "stacks2d" / "optimisation_set.star"
+    code, _, err = call("run", data, "--o", tmp_path / "job", *JOB)
+    assert code == 2 and "truncated" in err and "2 more problems" in err
+    code, out, _ = call("check", data)
+    assert code == 2 and out.count("Problem: ") == 3
+
+
+def test_resume_of_nothing_and_other_mistakes(tmp_path):
+    for arguments, expected in (
+        (("resume", tmp_path), "checkpoint.npz"),
+        (("resume",), "FOLDER"),
+        (("simulate", tmp_path / "x", "--particles", "0"), "--particles is 0"),
+        (("simulate", tmp_path / "x", "--symmetry", "D2"), "--symmetry is 'D2'"),
+        (("bogus",), "bogus"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2 and expected in err and err.count("\n") == 1
+
+
+def test_simulate_writes_a_data_set(tmp_path):
+    code, out, err = call(
+        "simulate", tmp_path / "data", "--particles", 2, "--volumes", 1, "--tomograms", 1, "--box", 16, "--pixel-size", 20,
+        "--tilts", 5, "--variance-ratio", "none", "--defocus", 20000, 30000,
+    )  # fmt: skip
+    assert code == 0, err
+    assert f"stacks2d: {tmp_path / 'data' / 'stacks2d' / 'optimisation_set.star'}" in out
+    assert (tmp_path / "data" / "true_map.mrc").exists()
+
+
+def test_the_demo_ends_with_a_picture(tiny, tmp_path):
+    from vdamkit.demo import run_demo
+
+    said = []
+    result = run_demo(tmp_path / "demo", mini_batches=2, data=tiny, threads=1, progress=False, say=said.append)
+    assert result.picture.read_bytes().startswith(b"\x89PNG")
+    assert result.map.exists() and result.aligned_map.exists()
+    assert any("sphere of 100 Å: FSC 0.5 at" in line for line in said)
+    assert str(result.picture) in said[-1]

@@ -1,0 +1,278 @@
+"""The session's contract: run is n steps, undo and redo, branch, change, resume, cancel, score, judge."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import vdamkit as vk
+from vdamkit.errors import InputError, SettingsError
+from vdamkit.imaging.masks import soft_sphere
+from vdamkit.simulate import simulate
+from vdamkit.vdam.advance import Cancelled
+
+OPTIONS = {"mini_batches": 6, "mask_diameter": 230.0, "threads": 2, "seed": 3, "symmetry": "C6", "tilt_prior_width": 10.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """24 hexamers as stacks, 6 of them as volumes, in a small box."""
+    out = tmp_path_factory.mktemp("hexamers")
+    simulate(out, particles=24, volumes=6, box=20, pixel_size=16.0, tilts=9, variance_ratio=1.0, seed=5)
+    return out
+
+
+@pytest.fixture
+def job(folder):
+    return vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+
+
+def same(a, b) -> bool:
+    """Whether two states are equal bit for bit."""
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if dataclasses.is_dataclass(x):
+            if not same(x, y):
+                return False
+        elif not np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f"):
+            return False
+    return True
+
+
+def test_run_is_n_steps_bit_for_bit(job, folder):
+    other = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    job.run(3)
+    for _ in range(3):
+        other.step()
+    assert same(job.state, other.state)
+
+
+def test_threads_do_not_change_a_bit(job, folder):
+    one = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS | {"threads": 1}))
+    assert same(job.state, one.state)
+    job.step(), one.step()
+    assert same(job.state, one.state)
+
+
+def test_another_seed_is_another_run(job, folder):
+    other = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS | {"seed": 4}))
+    job.step(), other.step()
+    assert not same(job.state, other.state)
+
+
+def test_undo_and_redo(job):
+    job.run(2)
+    states = [job.state]
+    job.step()
+    states.append(job.state)
+    assert job.undo() == 2 and same(job.state, states[0])
+    assert job.redo() == 3 and job.state is states[1]
+    job.undo()
+    job.step()
+    assert same(job.state, states[1]), "stepping again after undo gives the same mini-batch"
+    assert job.undo(99) == 0 and job.iteration == 0
+
+
+def test_undo_restores_the_settings_of_then(job):
+    job.step()
+    job.change(T=1.5)
+    job.step()
+    assert job.settings.T == 1.5
+    job.undo(2)
+    assert job.settings.T == 4
+
+
+def test_change_acts_at_the_next_mini_batch_and_is_recorded(job):
+    job.run(2)
+    branch = job.branch("higher T", T=50.0, T_scheme="constant")
+    job.step(), branch.step()
+    assert branch.report.T == 50 and job.report.T < 4
+    assert not np.array_equal(job.map, branch.map)
+    assert branch.history["note"].str.contains("T 4.0 → 50.0").any()
+    assert job.settings.T == 4, "a branch does not touch its parent"
+
+
+def test_symmetry_prior_and_mask_change_in_mid_run(job):
+    job.step()
+    for options in ({"symmetry": "C1"}, {"tilt_prior_width": None}, {"psi_prior_width": 15.0}, {"symmetry": "C3"},
+                    {"mask_diameter": 200.0}):  # fmt: skip
+        job.change(**options)
+        job.step()
+        assert np.isfinite(job.map).all()
+    beyond = soft_sphere(20, 100 / 16.0, 3) == 0
+    assert job.map.std() > 0 and (job.map[beyond] == 0).all()
+
+
+def test_wrong_change_changes_nothing(job):
+    job.step()
+    with pytest.raises(SettingsError, match="C60x"):
+        job.change(symmetry="C60x", T=2)
+    assert job.settings.T == 4
+    with pytest.raises(SettingsError, match="mask_diameter"):
+        job.change(mask_diameter=1e4)
+    with pytest.raises(SettingsError, match="classes"):
+        job.change(classes=2)
+    job.step()
+
+
+def test_cancel_keeps_the_state_before(job):
+    job.step()
+    before = job.state
+    job.listeners.append(lambda stage, fraction: job.cancel() if stage == "M-step" else None)
+    with pytest.raises(Cancelled):
+        job.step()
+    assert job.state is before
+    job.listeners.clear()
+    assert job.step().iteration == 2
+
+
+def test_progress_within_a_mini_batch_rises_to_one(job):
+    seen = []
+    job.listeners.append(lambda stage, fraction: seen.append(fraction))
+    job.step()
+    assert len(seen) > 5 and seen[-1] == 1 and max(np.diff(seen).min(), -0.05) >= -0.05
+
+
+def test_resume_goes_on_bit_for_bit(job, tmp_path):
+    job.run(2)
+    job.save(tmp_path / "job", final=False)
+    job.run(2)
+    again = vk.Session.resume(tmp_path / "job")
+    assert again.iteration == 2 and len(again.reports()) == 2
+    again.run(2)
+    assert same(job.state, again.state)
+
+
+def test_killed_run_resumes_to_the_same_end(folder, tmp_path):
+    """kill -9 in mid-run loses at most the mini-batch that was running."""
+    star = folder / "stacks2d" / "optimisation_set.star"
+    code = (
+        "import vdamkit as vk, sys\n"
+        f"job = vk.Session({str(star)!r}, vk.Settings(**{OPTIONS!r}), output={str(tmp_path / 'job')!r})\n"
+        "for _ in range(6):\n    job.step(); print(job.iteration, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    while (line := process.stdout.readline()) and int(line) < 2:
+        pass
+    time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    again = vk.Session.resume(tmp_path / "job")
+    assert again.iteration >= 2
+    again.run()
+    whole = vk.Session(star, vk.Settings(**OPTIONS))
+    whole.run()
+    assert again.iteration == whole.iteration == 6 and same(again.state, whole.state)
+
+
+def test_resume_needs_a_checkpoint(tmp_path):
+    with pytest.raises(InputError, match=r"checkpoint.npz"):
+        vk.Session.resume(tmp_path)
+
+
+def test_small_batches_leave_flags_and_score_all_clears_them(folder):
+    settings = vk.Settings(**OPTIONS | {"batch_initial": 8, "batch_final": 8})
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", settings)
+    job.step()
+    poses = job.poses
+    assert (poses["rlnClassNumber"] == 0).sum() == 16
+    maps = job.map
+    scored = job.score_all()
+    assert (scored["rlnClassNumber"] > 0).all()
+    assert np.array_equal(maps, job.map)
+    job.undo()
+    assert (job.poses["rlnClassNumber"] == 0).sum() == 16
+
+
+def test_posterior_of_one_particle(job):
+    job.run(2)
+    posterior = job.posterior(7)
+    assert 0.99 < posterior.probability.sum() <= 1 + 1e-5
+    assert (np.diff(posterior.probability) <= 0).all()
+    assert len(posterior.credible_set(0.5)) <= len(posterior.credible_set(0.9))
+    with pytest.raises(InputError, match="999"):
+        job.posterior(999)
+
+
+def test_verdict_says_so_when_nothing_has_run(job):
+    verdict = job.verdict()
+    assert not verdict.good and verdict.advice
+    job.run(5)
+    assert "Å" in str(job.verdict())
+
+
+def test_two_classes_and_volumes(folder):
+    job = vk.Session(folder / "volumes3d" / "optimisation_set.star", vk.Settings(**OPTIONS | {"classes": 2}))
+    report = job.run(2)
+    assert job.maps.shape == (2, 20, 20, 20)
+    assert sum(report.class_populations) == pytest.approx(1)
+    assert all(volume.std() > 0 for volume in job.maps)
+
+
+def test_single_bad_particle_is_left_out_and_many_are_fatal(folder, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    files = sorted((copy / "stacks2d").rglob("*.mrcs"))
+    files[0].write_bytes(files[0].read_bytes()[:2000])
+    job = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    report = job.step()
+    assert report.n_particles == 23 and len(job.state.bad_particles) == 1
+    assert files[0].name in report.bad[0]
+    job.step()
+    for file in files[1:5]:
+        file.write_bytes(b"")
+    broken = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    with pytest.raises(InputError, match="more than 10 %"):
+        broken.step()
+
+
+def test_grey_scale_of_the_data_does_not_matter(folder, tmp_path):
+    """Images × 1e3 and × 1e-3 give the same map up to that factor."""
+    import shutil
+
+    import mrcfile
+
+    maps = []
+    for factor in (1.0, 1e3, 1e-3):
+        copy = tmp_path / f"grey{factor:g}"
+        shutil.copytree(folder, copy)
+        for file in (copy / "stacks2d").rglob("*.mrcs"):
+            data = mrcfile.read(file).astype(np.float32) * np.float32(factor)
+            with mrcfile.new(file, overwrite=True) as handle:
+                handle.set_data(data)
+                handle.voxel_size = 16.0
+        job = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+        job.run(3)
+        maps.append(job.map.astype(np.float64) / factor)
+    for other in maps[1:]:
+        assert np.linalg.norm(other - maps[0]) < 2e-3 * np.linalg.norm(maps[0])
+
+
+def test_single_precision_follows_double_precision(folder):
+    """The map after one mini-batch within 1e-3 (relative L2), log posteriors within 0.05 where p > 1e-3."""
+    jobs = []
+    for precision in ("single", "double"):
+        settings = vk.Settings(**OPTIONS | {"precision": precision})
+        jobs.append(vk.Session(folder / "stacks2d" / "optimisation_set.star", settings))
+        jobs[-1].step()
+    single, double = (j.map.astype(np.float64) for j in jobs)
+    assert np.linalg.norm(single - double) < 1e-3 * np.linalg.norm(double)
+    for particle in (0, 11):
+        a, b = (j.posterior(particle) for j in jobs)
+        strong = b.probability > 1e-3
+        table = {(*np.round(x, 3), *np.round(o, 2)): p for x, o, p in zip(a.angles, a.offsets, a.probability, strict=True)}
+        keys = [(*np.round(x, 3), *np.round(o, 2)) for x, o in zip(b.angles[strong], b.offsets[strong], strict=True)]
+        found = np.array([table.get(key, np.nan) for key in keys])
+        assert np.isfinite(found).mean() > 0.9
+        gap = np.abs(np.log(found) - np.log(b.probability[strong]))
+        assert np.nanmax(gap) < 0.05

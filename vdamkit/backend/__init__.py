@@ -1,0 +1,107 @@
+"""Where arrays live and who computes: NumPy on threads, or CuPy on one GPU. The only module that knows CuPy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import scipy.fft
+import scipy.sparse
+from threadpoolctl import threadpool_limits
+
+from vdamkit.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Array module, sparse module, FFT module and worker threads of one session.
+
+    ``map`` keeps the order of its items, so sums formed from its result do not depend on the threads.
+    """
+
+    device: str
+    xp: Any = field(repr=False)
+    sparse: Any = field(repr=False)
+    fft: Any = field(repr=False)
+    threads: int = 1
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def map(self, function: Callable, items: Iterable) -> list:
+        """``[function(item) for item in items]``, on the worker threads where there are several."""
+        items = list(items)
+        if self.threads == 1 or len(items) < 2:
+            return [function(item) for item in items]
+        return list(_pool(self.threads).map(function, items))
+
+    def asnumpy(self, array: Any) -> np.ndarray:
+        return array.get() if hasattr(array, "get") else np.asarray(array)
+
+    @contextmanager
+    def limits(self) -> Iterator[None]:
+        """BLAS held to one thread, and quick hand-over of the interpreter, while our own threads work.
+
+        Multi-threaded OpenBLAS slows down 20-30 times as soon as another process wants the cores, and a notebook always
+        shares them (browser, viewer, other kernels). Workers leave the interpreter for a fraction of a millisecond at a
+        time; with Python's usual 5 ms between hand-overs two of them are hardly faster than one.
+        """
+        if self.on_gpu or self.threads == 1:
+            with threadpool_limits(1, user_api="blas"):
+                yield
+            return
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(2e-4)
+        try:
+            with threadpool_limits(1, user_api="blas"):
+                yield
+        finally:
+            sys.setswitchinterval(before)
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="vdamkit")
+
+
+def available_cores() -> int:
+    """Cores this process may use (its affinity mask, where the system has one)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def get_backend(device: str = "cpu", threads: int | None = None) -> Backend:
+    """The back-end for ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+
+    Raises
+    ------
+    SettingsError
+        for another word, or where CuPy or the device does not answer.
+    """
+    if device == "cpu":
+        return Backend("cpu", np, scipy.sparse, scipy.fft, threads or available_cores())
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or (number and not number.isdigit()):
+        raise SettingsError(f"device is {device!r}; allowed are 'cpu', 'cuda' and 'cuda:0', 'cuda:1', ...")
+    try:
+        import cupy
+        import cupyx.scipy.fft
+        import cupyx.scipy.sparse
+
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as problem:  # no CuPy, no driver, no device: one answer for the user
+        raise SettingsError(
+            f"device is {device!r} but no GPU answers ({problem}); install vdamkit[cuda12] or vdamkit[cuda13] "
+            "on a machine with an NVIDIA GPU, or use device='cpu'"
+        ) from None
+    if int(number or 0) >= count:
+        raise SettingsError(f"device is {device!r} but this machine has {count} GPU(s); use 'cuda:0'")
+    cupy.cuda.Device(int(number or 0)).use()
+    return Backend(device, cupy, cupyx.scipy.sparse, cupyx.scipy.fft, 1)

@@ -1,0 +1,187 @@
+"""``vdamkit run``, ``resume`` and ``check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vdamkit.cli import Interrupted
+from vdamkit.cli_options import SectionCommand, SectionOption, given_options, in_flags, make_settings, settings_options
+from vdamkit.errors import InputError, OutputError, SettingsError, VdamkitError
+
+BAD_SHARE = 0.1  # of the particle files; beyond it a run is not begun
+
+
+score_option = click.option(
+    "--score-all", cls=SectionOption, is_flag=True, help="At the end give every particle a pose, also those never drawn."
+)
+
+
+def input_options(command):
+    """Decorator: the particles, as an optimisation set or one by one."""
+    for flag, name, text in (
+        ("--trajectories", "trajectories", "Motion of the particles (motion.star)."),
+        ("--tomograms", "tomograms", "tomograms.star; needed for 2D stacks without an optimisation set."),
+        ("--i", "particles", "particles.star, in place of the optimisation set or of the one it names."),
+    ):
+        command = click.option(flag, name, cls=SectionOption, metavar="FILE", default=None, help=text)(command)
+    return click.argument("optimisation_set", required=False, metavar="[OPTIMISATION_SET]")(command)
+
+
+def open_input(values: dict[str, Any]):
+    """The particle set of the command line."""
+    from vdamkit.io.particles import open_particles
+
+    names = ("optimisation_set", "particles", "tomograms", "trajectories")
+    files = {name: values.pop(name) for name in names}
+    if files["optimisation_set"] is None and files["particles"] is None:
+        raise InputError("no input; give an optimisation_set.star, or --i particles.star with --tomograms tomograms.star")
+    return open_particles(**files)
+
+
+# run ----------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=SectionCommand, short_help="Make an initial model.")
+@input_options
+@click.option("--o", "output", cls=SectionOption, required=True, metavar="FOLDER", help="Folder for the results.")
+@click.option("--overwrite", cls=SectionOption, is_flag=True, help="Replace the run that is already in that folder.")
+@score_option
+@settings_options
+def run(output: str, overwrite: bool, score_all: bool, **values: Any) -> None:
+    """Make an initial model from OPTIMISATION_SET (or --i and --tomograms).
+
+    A checkpoint is written after every mini-batch; 'vdamkit resume FOLDER' goes on from it.
+    """
+    from vdamkit.session import Session
+    from vdamkit.storage import prepare_folder
+
+    settings = make_settings(values)
+    particles = open_input(values)
+    folder = Path(output)
+    _refuse_or_clear(folder, overwrite)
+    try:
+        session = Session(settings=settings, particle_set=particles, output=folder)
+    except SettingsError as error:
+        raise in_flags(error) from None
+    _refuse_bad_files(particles)
+    prepare_folder(folder)
+    _remove_old(folder)
+    finish(session, score_all)
+
+
+def _refuse_or_clear(folder: Path, overwrite: bool) -> None:
+    from vdamkit.storage import CHECKPOINT
+
+    if (folder / CHECKPOINT).exists() and not overwrite:
+        raise OutputError(
+            f"{folder} already holds a run; go on with 'vdamkit resume {folder}', choose another --o, or give --overwrite"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; choose a folder with --o")
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove the files of an earlier run, so that the two never mix."""
+    from vdamkit.storage import CHECKPOINT
+
+    for pattern in (CHECKPOINT, "run_it[0-9][0-9][0-9]_*", "initial_model.mrc", "run_optimisation_set.star"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _refuse_bad_files(particles) -> None:
+    """A few unusable particle files are left out by the run, with a note; many stop it before it begins."""
+    from vdamkit.io.particles import problems
+
+    found = [text for text in problems(particles, limit=len(particles) * 3) if not text.startswith("warning:")]
+    if len(found) > BAD_SHARE * len(particles):
+        more = f" (and {len(found) - 1} more problems; 'vdamkit check' lists them)" if len(found) > 1 else ""
+        raise InputError(f"{found[0]}{more}")
+    for text in found:
+        click.echo(f"note: left out: {text}", err=True)
+
+
+def finish(session, score_all: bool = False) -> None:
+    """Run what is left of the schedule; then the verdict and the paths."""
+    advance(session)
+    if score_all:
+        click.echo("Giving every particle a pose …", err=True)
+        session.score_all()
+        session.save()
+    click.echo(str(session.report) if session.report is not None else f"mini-batch {session.iteration}")
+    click.echo(str(session.verdict()))
+    for name, text in (("initial_model.mrc", "map"), ("run_optimisation_set.star", "particles")):
+        if (session.output / name).exists():
+            click.echo(f"{text}: {session.output / name}")
+
+
+def advance(session) -> None:
+    """Run what is left, saying on Ctrl-C and on errors what is kept and how to go on."""
+    try:
+        session.run(progress=True)
+    except KeyboardInterrupt:
+        session.cancel()
+        raise Interrupted(f"Interrupted. {_kept(session)}") from None
+    except VdamkitError as problem:
+        raise type(problem)(f"{str(problem).rstrip('.')}. {_kept(session)}") from None
+
+
+def _kept(session) -> str:
+    from vdamkit.storage import CHECKPOINT
+
+    folder = session.output
+    if folder is None or not (folder / CHECKPOINT).exists():
+        return "Nothing had been computed yet."
+    return f"Mini-batches up to {session.iteration} are kept in {folder}; go on with: vdamkit resume {folder}"
+
+
+# resume -------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=SectionCommand, short_help="Go on with a run.")
+@click.argument("folder", metavar="FOLDER")
+@score_option
+@settings_options
+def resume(folder: str, score_all: bool, **values: Any) -> None:
+    """Go on with the run in FOLDER to its end, bit for bit as if it had never stopped.
+
+    Options that are given replace those of the run from the next mini-batch on.
+    """
+    from vdamkit.session import Session
+
+    session = Session.resume(folder)
+    before = session.settings
+    try:
+        changes = {name: value for name, value in given_options(values).items() if value != getattr(before, name)}
+        if changes:
+            session.change(**changes)
+    except SettingsError as error:
+        raise in_flags(error) from None
+    for name in changes:
+        click.echo(f"{name}: {getattr(before, name)} → {getattr(session.settings, name)}")
+    total = session.settings.mini_batches
+    if session.iteration >= total:
+        click.echo(f"All {total} mini-batches are done; --iter with a larger number goes on.")
+    else:
+        click.echo(f"Going on after mini-batch {session.iteration} of {total}.")
+    finish(session, score_all)
+
+
+# check --------------------------------------------------------------------------------------------------------------
+
+
+@click.command(cls=SectionCommand, short_help="What a run would do.")
+@input_options
+@settings_options
+@click.pass_context
+def check(ctx: click.Context, **values: Any) -> int:
+    """Say what 'vdamkit run' with the same options would do, from headers alone; exit code 2 if it cannot run."""
+    from vdamkit.checks import check_job
+
+    settings = make_settings(values)
+    found = check_job(open_input(values), settings)
+    click.echo(str(found))
+    return 0 if found.good else 2

@@ -1,0 +1,164 @@
+"""Command-line options made from the fields of the settings, under RELION's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any
+
+import click
+
+from vdamkit.errors import SettingsError
+from vdamkit.settings import Settings
+
+FLAGS: dict[str, tuple[str, ...]] = {
+    "mini_batches": ("--iter",),
+    "T": ("--tau2-fudge",),
+    "classes": ("--K",),
+    "mask_diameter": ("--particle-diameter",),
+    "solvent": ("--flatten-solvent",),
+    "symmetry": ("--sym",),
+    "run_in_c1": ("--run-in-c1/--no-run-in-c1",),
+    "tilt_prior_width": ("--sigma-tilt",),
+    "psi_prior_width": ("--sigma-psi",),
+    "rot_prior_width": ("--sigma-rot",),
+    "correct_ctf": ("--ctf/--no-ctf",),
+    "ctf_intact_first_peak": ("--ctf-intact-first-peak/--no-ctf-intact-first-peak",),
+    "device": ("--device",),
+    "threads": ("--j",),
+    "memory_budget": ("--memory-budget",),
+    "chunk_particles": ("--pool",),
+    "scratch_dir": ("--scratch-dir",),
+    "precision": ("--precision",),
+    "write_every": ("--grad-write-iter",),
+    "seed": ("--random-seed", "--seed"),
+    "healpix_order": ("--healpix-order",),
+    "max_healpix_order": ("--max-healpix-order",),
+    "auto_sampling": ("--auto-sampling/--no-auto-sampling",),
+    "offset_range": ("--offset-range",),
+    "offset_step": ("--offset-step",),
+    "perturbation": ("--perturb",),
+    "adaptive": ("--adaptive/--no-adaptive",),
+    "adaptive_fraction": ("--adaptive-fraction",),
+    "max_significant": ("--maxsig",),
+    "global_search_every": ("--global-search-every",),
+    "local_range": ("--local-range",),
+    "ini_fraction": ("--grad-ini-frac",),
+    "fin_fraction": ("--grad-fin-frac",),
+    "batch_initial": ("--grad-ini-subset",),
+    "batch_final": ("--grad-fin-subset",),
+    "step_initial": ("--grad-stepsize-initial",),
+    "step_final": ("--grad-stepsize",),
+    "step_scheme": ("--grad-stepsize-scheme",),
+    "T_scheme": ("--tau2-fudge-scheme",),
+    "momentum": ("--momentum",),
+    "second_momentum": ("--second-momentum",),
+    "mu": ("--mu",),
+    "sigma_offset": ("--offset",),
+    "min_sigma_offset": ("--min-sigma-offset",),
+    "min_resolution_shell": ("--min-resolution-shell",),
+    "shell_increment": ("--incr-size",),
+    "start_fraction": ("--start-fraction",),
+    "noise_particles": ("--nr-parts-sigma2noise",),
+    "start_particles": ("--start-particles",),
+}
+"""Flags of each field of :class:`vdamkit.settings.Settings`; where RELION has the option, RELION's name with dashes."""
+
+SECTIONS = {"input": "Input and output", "optimisation": "Optimisation", "ctf": "CTF", "compute": "Compute",
+            "expert": "Expert"}  # fmt: skip
+TYPES = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
+
+
+class SectionOption(click.Option):
+    """An option that knows its section of the help text."""
+
+    def __init__(self, *args: Any, section: str = "input", **options: Any):
+        super().__init__(*args, **options)
+        self.section = section
+
+
+class SectionCommand(click.Command):
+    """A command whose help lists its options by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        by_section: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                by_section.setdefault(getattr(parameter, "section", "input"), []).append(record)
+        for section, title in SECTIONS.items():
+            if section in by_section:
+                with formatter.section(title):
+                    formatter.write_dl(by_section[section])
+
+
+def flag_of(name: str) -> str:
+    """First spelling of the flag of a field."""
+    return FLAGS[name][0].split("/")[0]
+
+
+def settings_options(command: Callable) -> Callable:
+    """Decorator: all options of the job, by the names of the fields; None where one was not given."""
+    for field in reversed(fields(Settings)):
+        command = _option(field)(command)
+    gpu = click.option(
+        "--gpu", "gpu", cls=SectionOption, section="compute", is_flag=False, flag_value="0", metavar="ID", default=None,
+        help="Compute on this GPU; the same as --device cuda:ID. One process serves one GPU.",
+    )  # fmt: skip
+    return gpu(command)
+
+
+def _option(field: Field) -> Callable:
+    kind = str(field.type).replace("| None", "").strip()
+    text, default = field.metadata["doc"], field.default
+    common = {"cls": SectionOption, "section": field.metadata["group"], "default": None}
+    if kind == "bool":
+        return click.option(*FLAGS[field.name], field.name, help=f"{text}  [default: {'on' if default else 'off'}]", **common)
+    choices = field.metadata["choices"]
+    shown = {None: "-1: none" if kind == "float" else "automatic"}.get(default, default)
+    shown = f"{shown:.4g}" if isinstance(shown, float) else shown
+    return click.option(
+        *FLAGS[field.name], field.name, type=TYPES[kind], help=f"{text}  [default: {shown}]",
+        metavar="|".join(choices) if choices else {"int": "N", "float": "X", "str": "TEXT"}[kind], **common,
+    )  # fmt: skip
+
+
+def given_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, as changes of :class:`Settings`; -1 means None where None is allowed."""
+    gpu = values.pop("gpu", None)
+    given = {name: value for name, value in values.items() if value is not None and name in FLAGS}
+    if gpu is not None:
+        given["device"] = _gpu_device(gpu, given.get("device"))
+    for field in fields(Settings):
+        if "None" in str(field.type) and given.get(field.name) == -1:
+            given[field.name] = None
+    return given
+
+
+def _gpu_device(gpu: str, device: str | None) -> str:
+    """The device of ``--gpu``: one number; RELION's lists are refused, since one process serves one GPU."""
+    if not gpu.strip().isdigit():
+        raise SettingsError(f"--gpu is {gpu!r}; it must be the number of one GPU, such as 0, since one process serves one GPU")
+    wanted = f"cuda:{int(gpu)}"
+    if device not in (None, wanted, "cuda"):
+        raise SettingsError(f"--gpu is {gpu} and --device is {device!r}; give only one of them")
+    return wanted
+
+
+def in_flags(error: SettingsError) -> SettingsError:
+    """The same error with the flag in place of the field's name where the text begins with it."""
+    name, _, rest = str(error).partition(" ")
+    return SettingsError(f"{flag_of(name)} {rest}") if name in FLAGS else error
+
+
+def make_settings(values: dict[str, Any]) -> Settings:
+    """Settings from the values of the command line.
+
+    Raises
+    ------
+    SettingsError: naming the flag, the value seen and what is allowed.
+    """
+    try:
+        return Settings(**given_options(values))
+    except SettingsError as error:
+        raise in_flags(error) from None

@@ -1,0 +1,286 @@
+"""Comparison with a reference: rigid alignment of maps with their FSC, and errors of poses with known truth.
+
+A map has no absolute orientation or origin, so both comparisons first take out the one rigid motion that is free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.fft
+from scipy.ndimage import map_coordinates, spline_filter
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
+
+from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
+from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
+from vdamkit.imaging.masks import soft_sphere
+from vdamkit.pose_errors import PoseErrors, pose_errors
+from vdamkit.sampling.euler import rotation_angle
+from vdamkit.sampling.orientations import orientation_grid
+
+__all__ = ["Match", "PoseErrors", "align", "mirrored", "moved", "pose_errors", "resample"]
+
+COARSE_BOX = 16  # px, of the maps in the search over all orientations
+COARSE_ORDER = 2  # HEALPix order of that search, 15 degrees
+KEPT = 8  # peaks of the search that are refined
+BATCH = 128  # orientations transformed together
+EDGE_PX = 4.0  # soft edge of the sphere
+
+
+@dataclass(frozen=True)
+class Match:
+    """A map laid onto a reference: ``x_reference = rotation @ x_moving + shift``, both from the box centres."""
+
+    map: np.ndarray  # (N, N, N) float32 zyx, the moving map as it lies on the reference
+    rotation: np.ndarray  # (3, 3), acts on xyz columns
+    shift: np.ndarray  # (3,) xyz, Å
+    correlation: float  # inside the sphere, up to the resolution
+    fsc: np.ndarray  # (N//2 + 1,)
+    resolution: float  # Å, FSC 0.5
+    mean_fsc: float  # over the shells 1 … `mean_to`
+    mirrored: bool = False  # whether the moving map was mirrored (z → -z) first
+
+    def __str__(self) -> str:
+        hand = ", mirrored" if self.mirrored else ""
+        angle = np.degrees(np.linalg.norm(Rotation.from_matrix(self.rotation).as_rotvec()))
+        return (
+            f"FSC 0.5 at {self.resolution:.1f} Å, mean FSC {self.mean_fsc:.2f}, correlation {self.correlation:.2f} after a "
+            f"turn of {angle:.0f}° and a shift of {np.linalg.norm(self.shift):.1f} Å{hand}"
+        )
+
+
+# maps ---------------------------------------------------------------------------------------------------------------
+
+
+def resample(volume: np.ndarray, pixel_size: float, new_pixel_size: float, new_box: int) -> np.ndarray:
+    """The same map at another pixel size and box, centre on centre.
+
+    Parameters
+    ----------
+    volume: `(n, n, n)` zyx. pixel_size, new_pixel_size: Å. new_box: px.
+
+    Returns
+    -------
+    `(new_box, new_box, new_box)` float64: cropped or padded in Fourier space, zeros outside the old box.
+    """
+    old = volume.shape[0]
+    # a padded box whose side is a whole number of new pixels, as nearly as 0.1 %
+    wide = np.arange(old, 4 * old + 1, 1 if old % 2 else 2)
+    sides = wide * pixel_size / new_pixel_size
+    error = np.abs(sides - 2 * np.round(sides / 2)) / sides
+    padded = int(wide[np.flatnonzero(error < 1e-3)[0]] if (error < 1e-3).any() else wide[error.argmin()])
+    middle = int(2 * np.round(padded * pixel_size / new_pixel_size / 2))
+    volume = crop_or_pad(np.asarray(volume, np.float64), padded)
+    if middle != padded:
+        spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume))) / volume.size
+        spectrum = crop_or_pad(spectrum, middle)
+        volume = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(spectrum))).real * middle**3
+    return crop_or_pad(volume, new_box)
+
+
+def mirrored(volume: np.ndarray) -> np.ndarray:
+    """The map with z → -z about the box centre."""
+    flipped = volume[::-1]
+    return np.roll(flipped, 1, axis=0) if volume.shape[0] % 2 == 0 else flipped
+
+
+def moved(volume: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """The map turned and then shifted: ``result(rotation @ x + shift) = volume(x)``.
+
+    `volume` `(n, n, n)` zyx, `rotation` `(3, 3)` on xyz, `shift` `(3,)` xyz in px. Interpolated with cubic splines on a
+    grid twice as fine, so that nothing is lost below Nyquist. float64 of the same shape.
+    """
+    n = volume.shape[0]
+    fine = spline_filter(_finer(volume), order=3)
+    grid = (np.indices(volume.shape)[::-1].reshape(3, -1) - n // 2).astype(np.float64)
+    points = rotation.T @ (grid - np.asarray(shift)[:, None])
+    values = map_coordinates(fine, 2 * points[::-1] + fine.shape[0] // 2, order=3, prefilter=False)
+    return values.reshape(volume.shape)
+
+
+def _turned(volume: np.ndarray, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """As :func:`moved`, quickly: cubic splines on the map's own grid."""
+    n = volume.shape[0]
+    grid = (np.indices(volume.shape)[::-1].reshape(3, -1) - n // 2).astype(np.float64)
+    points = rotation.T @ (grid - shift[:, None])
+    return map_coordinates(volume, points[::-1] + n // 2, order=3).reshape(volume.shape)
+
+
+def _finer(volume: np.ndarray) -> np.ndarray:
+    """The map on a grid twice as fine, `(2n, 2n, 2n)`."""
+    return resample(volume, 2.0, 1.0, 2 * volume.shape[0])
+
+
+def align(
+    moving: np.ndarray,
+    reference: np.ndarray,
+    pixel_size: float,
+    *,
+    radius: float | None = None,
+    seed: int = 0,
+    mirror: bool = False,
+    max_shift: float | None = None,
+    mean_to: float = 20.0,
+) -> Match:
+    """Lay a map onto a reference by rotation and shift, and compare the two inside a soft sphere.
+
+    Parameters
+    ----------
+    moving, reference: `(N, N, N)` zyx, the same box and pixel size (see :func:`resample`).
+    pixel_size: Å.
+    radius: Å, of the sphere about the reference's centre in which the maps are compared; default 0.35 of the box.
+    seed: turns the grid of orientations; the result should not depend on it.
+    mirror: align the mirror image of `moving` instead.
+    max_shift: Å, default a quarter of the box. mean_to: Å, resolution up to which the FSC is averaged.
+
+    Returns
+    -------
+    :class:`Match`. All orientations are searched at low resolution, the best refined, the winner at full resolution.
+
+    Raises
+    ------
+    ValueError: the maps differ in shape, are not cubes, or hold nothing.
+    """
+    _check(moving, reference)
+    n = reference.shape[0]
+    moving = np.asarray(mirrored(moving) if mirror else moving, np.float64)
+    reference = np.asarray(reference, np.float64)
+    radius_px = min((0.35 * n if radius is None else radius / pixel_size), n / 2 - 1)
+    limit = n / 4 if max_shift is None else max_shift / pixel_size
+    poses = _coarse(moving, reference, radius_px, limit, seed)
+    mask = soft_sphere(n, radius_px, edge=EDGE_PX)
+    score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
+    refined = [score.refine(*pose, tolerance=2e-2)[1:] for pose in poses]
+    last = min(n // 2, max(1, int(np.floor(n * pixel_size / mean_to + 1e-6))))
+
+    def agreement(pose: tuple) -> float:
+        return float(fsc(_turned(moving, *pose), reference, mask)[1 : last + 1].mean())
+
+    # low resolution alone may prefer a wrong turn of a symmetric map: the whole curve decides
+    leading = sorted(refined, key=agreement)[-2:]
+    curve = fsc(_turned(moving, *leading[-1]), reference, mask)
+    band = int(np.clip(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, n // 6, n // 2 - 1))
+    sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3)
+    leading += [sharp.refine(*pose, tolerance=5e-3)[1:] for pose in leading]
+    best = max(leading, key=agreement)
+    laid = moved(moving, *best)
+    curve = fsc(laid, reference, mask)
+    correlation = float(_Score(laid, reference, mask, order=1)(np.zeros(6)))
+    return Match(
+        laid.astype(np.float32), best[0], best[1] * pixel_size, correlation, curve,
+        resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror,
+    )  # fmt: skip
+
+
+def _check(moving: np.ndarray, reference: np.ndarray) -> None:
+    if moving.shape != reference.shape or len(set(reference.shape)) != 1 or reference.ndim != 3:
+        raise ValueError(f"maps must be cubes of the same shape, got {moving.shape} and {reference.shape}; see resample()")
+    for name, volume in (("moving map", moving), ("reference", reference)):
+        if not np.isfinite(volume).all() or np.ptp(volume) == 0:
+            raise ValueError(f"the {name} holds nothing to align (constant, or not finite)")
+
+
+def _whitened(volume: np.ndarray, mask: np.ndarray, band: int) -> np.ndarray:
+    """The map with the same power in all shells up to `band` and none beyond, judged inside the mask."""
+    grid = fourier_grid(volume.shape[0])
+    power = grid.shell_means(np.abs(map_to_fourier(volume * mask)) ** 2, volume.shape[0])
+    gain = np.where(np.arange(len(power)) <= band, 1 / np.sqrt(np.maximum(power, 1e-12 * power.max())), 0)
+    gain[0] = 0
+    return fourier_to_map(map_to_fourier(volume) * grid.expand(gain))
+
+
+class _Score:
+    """Correlation of a moving map with a reference inside a soft sphere, as a function of six pose parameters."""
+
+    def __init__(self, moving: np.ndarray, reference: np.ndarray, mask: np.ndarray, order: int, every: int = 1):
+        inside = np.flatnonzero(mask.ravel() > 0.02)[::every]
+        n = mask.shape[0]
+        self.centre, self.order = n // 2, order
+        self.points = np.stack(np.unravel_index(inside, mask.shape))[::-1].astype(np.float64) - n // 2  # xyz
+        self.weight = mask.ravel()[inside].astype(np.float64) ** 2
+        self.weight /= self.weight.sum()
+        target = reference.ravel()[inside]
+        target = target - self.weight @ target
+        self.target = target * self.weight / np.sqrt(self.weight @ target**2)
+        self.moving = spline_filter(moving, order=order) if order > 1 else moving
+
+    def at(self, rotation: np.ndarray, shift: np.ndarray) -> float:
+        points = rotation.T @ (self.points - shift[:, None])
+        values = map_coordinates(self.moving, points[::-1] + self.centre, order=self.order, prefilter=False)
+        mean = self.weight @ values
+        variance = self.weight @ values**2 - mean**2
+        return float(self.target @ values / np.sqrt(variance)) if variance > 0 else 0.0
+
+    def __call__(self, parameters: np.ndarray, base: np.ndarray | None = None) -> float:
+        turn = Rotation.from_rotvec(parameters[:3]).as_matrix()
+        return self.at(turn if base is None else turn @ base, np.asarray(parameters[3:]))
+
+    def refine(self, rotation: np.ndarray, shift: np.ndarray, *, tolerance: float) -> tuple[float, np.ndarray, np.ndarray]:
+        """Best score, rotation and shift (px) near a start."""
+        scale = np.array([0.1, 0.1, 0.1, 1.0, 1.0, 1.0])  # radians, px: one unit of the search each
+
+        def cost(x: np.ndarray) -> float:
+            return -self(np.append(x[:3] * scale[:3], shift + x[3:] * scale[3:]), rotation)
+
+        found = minimize(cost, np.zeros(6), method="Powell", options={"xtol": tolerance, "ftol": 1e-6, "maxiter": 5})
+        turn = Rotation.from_rotvec(found.x[:3] * scale[:3]).as_matrix()
+        return -float(found.fun), turn @ rotation, shift + found.x[3:] * scale[3:]
+
+
+def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int) -> list[tuple]:
+    """Best rotations and shifts (px) of a search over all orientations, by correlation under the sphere.
+
+    For every shift at once, by FFT: Σ m g f / sqrt(Σ m f² − (Σ m f)² / Σ m), with f the turned map, g the reference
+    (mean removed under the mask m).
+    """
+    n = reference.shape[0]
+    crop = min(n, 2 * int(np.ceil(radius + EDGE_PX + limit / 2)))
+    small = min(COARSE_BOX, crop)
+    px = crop / small
+    f, g = (resample(low_pass(volume, n / crop * small / 2.4), 1.0, px, small) for volume in (moving, reference))
+    mask = soft_sphere(small, radius / px, edge=EDGE_PX / px).astype(np.float64)
+    g = (g - (mask * g).sum() / mask.sum()) * mask
+    axes = (-3, -2, -1)
+    pad = scipy.fft.next_fast_len(small + int(2 * limit / px / 2), real=True)
+    fg, fm = (scipy.fft.rfftn(v.astype(np.float32), (pad,) * 3).conj() for v in (g, mask))
+    allowed = _near(pad, limit / px)
+    turns = orientation_grid(COARSE_ORDER).rotations(17.0 * (seed + 1) % 15.0)
+    grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
+    inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
+    scores, places = np.empty(len(turns)), np.empty(len(turns), int)
+    f = f.astype(np.float32)
+    for first in range(0, len(turns), BATCH):
+        part = turns[first : first + BATCH]
+        points = np.swapaxes(part, 1, 2) @ grid[:, inside] + small // 2
+        turned = np.zeros((len(part), small**3), np.float32)
+        turned[:, inside] = map_coordinates(f, points[:, ::-1].swapaxes(0, 1), order=1)
+        turned = turned.reshape(-1, *f.shape)
+        ft, f2 = (scipy.fft.rfftn(v, (pad,) * 3, axes=axes) for v in (turned, turned**2))
+        top, sums, squares = (scipy.fft.irfftn(v, (pad,) * 3, axes=axes) for v in (ft * fg, ft * fm, f2 * fm))
+        variance = squares - sums**2 / mask.sum()
+        floor = 1e-3 * variance.max(axes, keepdims=True)
+        value = np.where(allowed, top / np.sqrt(np.maximum(variance, floor)), -np.inf).reshape(len(part), -1)
+        places[first : first + len(part)] = value.argmax(1)
+        scores[first : first + len(part)] = value.max(1)
+    return _distinct(turns, scores, places, pad, px)
+
+
+def _near(side: int, limit: float) -> np.ndarray:
+    """Which cyclic shifts of a cube are within `limit` px, bool `(side, side, side)`."""
+    line = np.rint(np.fft.fftfreq(side) * side)
+    return line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 <= limit**2 + 1
+
+
+def _distinct(turns: np.ndarray, scores: np.ndarray, places: np.ndarray, side: int, px: float) -> list[tuple]:
+    """The KEPT best orientations that differ by more than a step, with their shifts in px."""
+    kept: list[tuple] = []
+    for i in np.argsort(-scores, kind="stable"):
+        if all(rotation_angle(turns[i], other) > 22.0 for other, _ in kept):
+            cell = np.array(np.unravel_index(places[i], (side,) * 3))[::-1]
+            cell = np.where(cell > side // 2, cell - side, cell)
+            kept.append((turns[i], -cell * px))  # the FFT finds where the mask goes; the map moves back
+        if len(kept) == KEPT:
+            break
+    return kept

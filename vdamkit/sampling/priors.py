@@ -1,0 +1,89 @@
+"""Gaussian priors on rot, tilt and psi about each particle's picked orientation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdamkit.sampling.euler import matrix_to_euler
+from vdamkit.sampling.point_groups import operators
+
+CUT = 3.0  # widths beyond which a coarse orientation is not searched (RELION healpix_sampling.cpp)
+
+
+def wrap(degrees: np.ndarray) -> np.ndarray:
+    """Angle differences brought to [-180, 180)."""
+    return (degrees + 180) % 360 - 180
+
+
+@dataclass(frozen=True)
+class OrientationPrior:
+    """Widths in degrees; None leaves an angle free (RELION --sigma_rot, --sigma_tilt, --sigma_psi)."""
+
+    rot: float | None = None
+    tilt: float | None = None
+    psi: float | None = None
+
+    @property
+    def active(self) -> bool:
+        return any(width is not None for width in (self.rot, self.tilt, self.psi))
+
+    def distance(self, rotations: np.ndarray, centres: np.ndarray, symmetry: str) -> np.ndarray:
+        """Squared distance in widths from each prior centre to the nearest symmetry mate of each rotation.
+
+        Parameters
+        ----------
+        rotations: `(n, 3, 3)`. centres: `(m, 3)` rot, tilt, psi in degrees.
+
+        Returns
+        -------
+        `(m, n)` float64: ``min over mates of sum ((angle - centre) / width)²`` over the angles that have a width.
+
+        The tilt is compared as it stands (0 … 180), psi and rot modulo 360; there is no coupling of tilt and psi.
+        Source: RELION healpix_sampling.cpp:selectOrientationsWithNonZeroPriorProbability; there psi ignores the mates,
+        which is the same for Cn.
+        """
+        widths = (self.rot, self.tilt, self.psi)
+        best = np.full((len(centres), len(rotations)), np.inf)
+        group = operators(symmetry)
+        if self.rot is None and symmetry.startswith("C"):
+            group = group[:1]  # a turn about z changes rot alone
+        for operator in group:
+            angles = matrix_to_euler(rotations @ operator)
+            total = np.zeros_like(best)
+            for axis, width in enumerate(widths):
+                if width is not None:
+                    total += (wrap(angles[None, :, axis] - centres[:, None, axis]) / width) ** 2
+            np.minimum(best, total, out=best)
+        return best
+
+    def within_cut(self, rotations: np.ndarray, centres: np.ndarray, symmetry: str) -> np.ndarray:
+        """Which coarse orientations each prior centre admits, bool `(m, n)`; at least the nearest one.
+
+        The cut is CUT widths per angle. Where nothing is left the nearest orientation is kept (RELION aborts there
+        for psi: "prior on psi is zero").
+        """
+        widths = (self.rot, self.tilt, self.psi)
+        admitted = np.zeros((len(centres), len(rotations)), bool)
+        group = operators(symmetry)
+        if self.rot is None and symmetry.startswith("C"):
+            group = group[:1]
+        for operator in group:
+            angles = matrix_to_euler(rotations @ operator)
+            inside = np.ones_like(admitted)
+            for axis, width in enumerate(widths):
+                if width is not None:
+                    inside &= np.abs(wrap(angles[None, :, axis] - centres[:, None, axis])) < CUT * width
+            admitted |= inside
+        empty = np.flatnonzero(~admitted.any(1))
+        if len(empty):
+            nearest = self.distance(rotations, centres[empty], symmetry).argmin(1)
+            admitted[empty, nearest] = True
+        return admitted
+
+
+def unique_centres(centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows of `(n, 3)` prior centres and each particle's row among them."""
+    distinct, index = np.unique(np.round(centres, 4), axis=0, return_inverse=True)
+    return distinct, index.reshape(-1)

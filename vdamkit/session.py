@@ -1,0 +1,396 @@
+"""The session: a mutable shell around immutable states. Nothing numerical happens here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from vdamkit.backend import get_backend
+from vdamkit.errors import InputError, SettingsError
+from vdamkit.io.particles import ParticleSet, open_particles
+from vdamkit.settings import Settings
+from vdamkit.source import ParticleSource
+from vdamkit.state import State, StepReport
+from vdamkit.vdam.advance import Cancelled, advance, no_tick
+from vdamkit.vdam.start import initial_state
+
+if TYPE_CHECKING:
+    from vdamkit.checks import JobCheck
+    from vdamkit.compare import Match
+    from vdamkit.scoring import ParticlePosterior
+    from vdamkit.verdict import Verdict
+
+KEPT_STATES = 20  # older states stay in the history but their arrays are dropped unless they start a branch
+
+
+@dataclass(frozen=True)
+class Node:
+    """One point of the history: a state, the settings in force there and how it came about."""
+
+    number: int
+    parent: int | None
+    state: State | None  # None where the arrays were dropped
+    settings: Settings
+    report: StepReport | None
+    note: str = ""
+    when: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The node as a line of the history table."""
+        out: dict[str, Any] = {"node": self.number, "parent": self.parent, "note": self.note, "when": self.when}
+        if self.report is not None:
+            skip = {"timings", "bad", "class_populations"}
+            out |= {k: v for k, v in vars(self.report).items() if k not in skip}
+        return out
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Session:
+    """A de novo initial model that is advanced one mini-batch at a time.
+
+    Parameters
+    ----------
+    optimisation_set: path of a RELION `optimisation_set.star`; or give `particles` and `tomograms` (and `trajectories`).
+    settings: all options of the job; default :class:`Settings`.
+    output: folder for RELION's files and the checkpoint; None keeps everything in memory until :meth:`save`.
+
+    Examples
+    --------
+    >>> job = Session("Extract/job009/optimisation_set.star", Settings(symmetry="C6", tilt_prior_width=10))  # doctest: +SKIP
+    >>> job.run(20); job.change(T=2); job.step(); job.undo()  # doctest: +SKIP
+
+    Raises
+    ------
+    InputError, SettingsError: one sentence with what is wrong, the value, the file and column, and the remedy.
+    """
+
+    def __init__(
+        self,
+        optimisation_set: str | Path | None = None,
+        settings: Settings | None = None,
+        *,
+        particles: str | Path | None = None,
+        tomograms: str | Path | None = None,
+        trajectories: str | Path | None = None,
+        output: str | Path | None = None,
+        particle_set: ParticleSet | None = None,
+    ):
+        self.particles = particle_set or open_particles(
+            optimisation_set, particles=particles, tomograms=tomograms, trajectories=trajectories
+        )
+        settings = settings or Settings()
+        check_mask(settings, self.particles)
+        self.output = Path(output) if output is not None else None
+        self._backend = get_backend(settings.device, settings.threads)
+        self._source = ParticleSource(self.particles, settings, self._backend)
+        self._pending = settings
+        self._nodes: list[Node] = []
+        self._current = -1
+        self._redo: list[int] = []
+        self.previous_log: list[dict[str, Any]] = []  # of the runs before a resume
+        self._earlier: list[StepReport] = []  # reports read back from it
+        self._cancel = threading.Event()
+        self.listeners: list[Callable[[str, float], None]] = []
+
+    # where we are ---------------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        """Options that the next mini-batch will use."""
+        return self._pending
+
+    @property
+    def state(self) -> State:
+        """The current state (computing state 0 at the first call)."""
+        self._ensure_start()
+        state = self._nodes[self._current].state
+        assert state is not None
+        return state
+
+    @property
+    def report(self) -> StepReport | None:
+        """What the last mini-batch found."""
+        return self._nodes[self._current].report if self._nodes else None
+
+    @property
+    def iteration(self) -> int:
+        """Number of mini-batches behind the current state."""
+        return self._nodes[self._current].state.iteration if self._nodes else 0
+
+    @property
+    def pixel_size(self) -> float:
+        """Å per px of the maps."""
+        return self.particles.pixel_size
+
+    @property
+    def maps(self) -> np.ndarray:
+        """Maps of all classes in the grey values of the data, `(K, N, N, N)` float32 zyx."""
+        state = self.state
+        return (state.maps / state.grey_scale).astype(np.float32)
+
+    @property
+    def map(self) -> np.ndarray:
+        """Map of the most populated class, `(N, N, N)` float32 zyx."""
+        return self.maps[int(np.argmax(self.state.class_probability))]
+
+    @property
+    def poses(self) -> pd.DataFrame:
+        """Every particle's pose under RELION's column names; `rlnClassNumber` 0 marks one never visited."""
+        from vdamkit.io.relion_output import pose_columns
+
+        return pd.DataFrame(pose_columns(self.state))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per node of the history tree, the current line's nodes marked in `on_line`."""
+        self._ensure_start()
+        line = set(self.line())
+        rows = [node.row() | {"on_line": node.number in line} for node in self._nodes]
+        return pd.DataFrame(rows).set_index("node")
+
+    def line(self) -> list[int]:
+        """Node numbers from the start to the current state."""
+        out, at = [], self._current
+        while at is not None and at >= 0:
+            out.append(at)
+            at = self._nodes[at].parent
+        return out[::-1]
+
+    def reports(self) -> list[StepReport]:
+        """Reports of the current line, oldest first; after a resume also those of before (without timings)."""
+        return self._earlier + [r for r in (self._nodes[n].report for n in self.line()) if r is not None]
+
+    # moving ---------------------------------------------------------------------------------------------------------
+
+    def check(self) -> JobCheck:
+        """Headers only: what was found, what will run, memory and time, and every problem at once.
+
+        See :func:`vdamkit.checks.check_job`.
+        """
+        from vdamkit.checks import check_job
+
+        return check_job(self.particles, self._pending)
+
+    def step(self) -> StepReport:
+        """One mini-batch. On any error or cancellation the state before it stays; nothing is lost."""
+        self._ensure_start()
+        before, settings = self.state, self._pending
+        self._cancel.clear()
+        state, report = advance(before, settings, self._source, self._backend, self._tick)
+        self._append(state, settings, report)
+        if self.output is not None:
+            self._write()
+        return report
+
+    def run(self, n: int | None = None, *, progress: bool = False) -> StepReport | None:
+        """``n`` times :meth:`step`; by default what is left of the schedule. Returns the last report."""
+        left = n if n is not None else max(0, self._pending.mini_batches - self.iteration)
+        report = self.report
+        if not progress:
+            for _ in range(left):
+                report = self.step()
+            return report
+        from vdamkit.progress import watch
+
+        with watch(self, left) as bar:
+            for _ in range(left):
+                report = self.step()
+                bar.landed(report)
+        return report
+
+    def cancel(self) -> None:
+        """Ask a running mini-batch (in another thread) to stop at its next chunk; it raises :class:`Cancelled`."""
+        self._cancel.set()
+
+    def change(self, **options: Any) -> Settings:
+        """Use other options from the next mini-batch on; checked now, recorded in the history.
+
+        Changing the symmetry C1 → Cn in mid-run takes the axes as they are. Raises SettingsError and changes nothing
+        where an option is wrong.
+        """
+        new = self._pending.replace(**options)
+        check_mask(new, self.particles)
+        if self._nodes and new.classes != self._pending.classes:
+            raise SettingsError(
+                f"classes is {new.classes} but this run has {self._pending.classes}; start a new session for another number "
+                "of classes"
+            )
+        if self._nodes and new.precision != self._pending.precision:
+            raise SettingsError("precision cannot change in mid-run; start a new session")
+        old, self._pending = self._pending, new
+        if (new.device, new.threads) != (old.device, old.threads):
+            self._backend = get_backend(new.device, new.threads)
+        self._source = self._source.with_settings(new, self._backend)
+        if self._nodes:
+            words = ", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in options if getattr(old, k) != getattr(new, k))
+            node = self._nodes[self._current]
+            if words:
+                self._nodes[self._current] = replace(node, note=f"{node.note}; {words}".strip("; "))
+        return new
+
+    def undo(self, n: int = 1) -> int:
+        """Go back `n` mini-batches; the settings in force there come back too. Returns the mini-batch reached."""
+        self._ensure_start()
+        for _ in range(n):
+            parent = self._nodes[self._current].parent
+            if parent is None or self._nodes[parent].state is None:
+                break
+            self._redo.append(self._current)
+            self._go(parent)
+        return self.iteration
+
+    def redo(self, n: int = 1) -> int:
+        """Take back `n` undos. Returns the mini-batch reached."""
+        for _ in range(min(n, len(self._redo))):
+            self._go(self._redo.pop())
+        return self.iteration
+
+    def go_to(self, node: int) -> int:
+        """Make a node of the history the current state."""
+        if not 0 <= node < len(self._nodes):
+            raise SettingsError(f"there is no node {node}; the history has 0 to {len(self._nodes) - 1}")
+        if self._nodes[node].state is None:
+            raise SettingsError(f"the arrays of node {node} were dropped; only the last {KEPT_STATES} states are kept")
+        self._redo.clear()
+        self._go(node)
+        return self.iteration
+
+    def branch(self, note: str = "", **options: Any) -> Session:
+        """An independent session that goes on from here; states are shared, files are not written."""
+        self._ensure_start()
+        other = object.__new__(Session)
+        other.__dict__ |= self.__dict__
+        other.output, other.listeners = None, []
+        other._nodes, other._redo, other._cancel = list(self._nodes), [], threading.Event()
+        if note:
+            node = other._nodes[other._current]
+            other._nodes[other._current] = replace(node, note=f"{node.note}; branch: {note}".strip("; "))
+        if options:
+            other.change(**options)
+        return other
+
+    # results --------------------------------------------------------------------------------------------------------
+
+    def posterior(self, particle: int) -> ParticlePosterior:
+        """One particle's posterior against the current map: see :func:`vdamkit.scoring.particle_posterior`."""
+        from vdamkit.scoring import particle_posterior
+
+        if not 0 <= particle < len(self.particles):
+            raise InputError(f"there is no particle {particle}; the set has 0 to {len(self.particles) - 1}")
+        return particle_posterior(self.state, self._pending, self._source, self._backend, particle)
+
+    def score_all(self, tick: Callable[[str, float], None] = no_tick) -> pd.DataFrame:
+        """Give every particle, also those never drawn, a pose against the current map; maps and moments stay.
+
+        The new poses are a node of the history (undo takes them back) and are returned as :attr:`poses`.
+        """
+        from vdamkit.scoring import score_all
+
+        self._ensure_start()
+        state = score_all(self.state, self._pending, self._source, self._backend, tick)
+        self._append(state, self._pending, self.report, note="all particles scored")
+        return self.poses
+
+    def verdict(self, other: Session | None = None) -> Verdict:
+        """Whether the run converged and the map is more than a blob, in plain words; `other`: a run with another seed."""
+        from vdamkit.verdict import judge
+
+        return judge(self, other)
+
+    def align_to(self, reference: np.ndarray) -> Match:
+        """The current map, rotated and shifted onto a reference map: see :func:`vdamkit.compare.align`."""
+        from vdamkit.compare import align
+
+        return align(self.map, reference, self.pixel_size)
+
+    # disc -----------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path | None = None, *, final: bool = True) -> list[Path]:
+        """Write RELION's files and the checkpoint to `folder` (default: the session's output)."""
+        from vdamkit import storage
+
+        target = Path(folder) if folder is not None else self.output
+        if target is None:
+            raise SettingsError("no folder was given; use session.save('InitialModel/job010')")
+        self._ensure_start()
+        return storage.save(self, target, final=final)
+
+    @classmethod
+    def resume(cls, folder: str | Path, **options: Any) -> Session:
+        """Continue from the checkpoint in `folder`: same state, settings and log, bit for bit."""
+        from vdamkit import storage
+
+        return storage.resume(cls, Path(folder), options)
+
+    def free(self) -> None:
+        """Give back the memory of kept particles (they are read again when needed)."""
+        self._source.forget()
+
+    # inside ---------------------------------------------------------------------------------------------------------
+
+    def _ensure_start(self) -> None:
+        if self._nodes:
+            return
+        with self._backend.limits():
+            state = initial_state(self._source, self._pending, self._backend)
+        self._append(state, self._pending, None, note="start")
+        if self.output is not None:
+            self._write()
+
+    def _tick(self, stage: str, fraction: float) -> None:
+        for listener in self.listeners:
+            listener(stage, fraction)
+        if self._cancel.is_set():
+            raise Cancelled("the mini-batch was stopped; the state before it is kept")
+
+    def _append(self, state: State, settings: Settings, report: StepReport | None, note: str = "") -> None:
+        parent = self._current if self._nodes else None
+        self._nodes.append(Node(len(self._nodes), parent, state, settings, report, note, _now()))
+        self._current = len(self._nodes) - 1
+        self._redo.clear()
+        self._drop_old()
+
+    def _drop_old(self) -> None:
+        """Drop the arrays of all but the latest states, the start and every tenth."""
+        for number in self._nodes[: max(0, len(self._nodes) - KEPT_STATES)]:
+            state = number.state
+            if state is not None and state.iteration % 10 and number.number != self._current:
+                self._nodes[number.number] = replace(number, state=None)
+
+    def _go(self, node: int) -> None:
+        self._current = node
+        self._pending = self._nodes[node].settings
+        self._source = self._source.with_settings(self._pending, self._backend)
+
+    def _write(self) -> None:
+        from vdamkit import storage
+
+        storage.after_step(self)
+
+
+def check_mask(settings: Settings, particles: ParticleSet) -> None:
+    """The mask must fit the box.
+
+    Raises
+    ------
+    SettingsError
+        naming diameter, box and the largest diameter that fits.
+    """
+    extent = particles.box * particles.pixel_size
+    if settings.mask_diameter > extent:
+        raise SettingsError(
+            f"mask_diameter is {settings.mask_diameter:g} Å but the box is {particles.box} px of {particles.pixel_size:g} Å, "
+            f"{extent:g} Å in all; use a smaller mask or extract with a larger box"
+        )
+
+

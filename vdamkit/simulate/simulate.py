@@ -1,0 +1,208 @@
+"""From a known particle to RELION pseudo-subtomograms with known poses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vdamkit.errors import InputError, OutputError, SettingsError
+from vdamkit.imaging.ctf import dose_envelope
+from vdamkit.io.star_tables import write_star
+from vdamkit.simulate.extract import backproject, extract, unpad
+from vdamkit.simulate.models import particle_model
+from vdamkit.simulate.output import (
+    optics_table,
+    picked_table,
+    true_table,
+    write_map,
+    write_particle_set,
+    write_tilt_series,
+)
+from vdamkit.simulate.scene import Scene, scenes_from_star, simulated_scene
+from vdamkit.simulate.settings import SimulationSettings
+from vdamkit.simulate.tilt_series import TiltSeries, render_tilt_images
+from vdamkit.simulate.truth import average_neighbourhood
+
+
+def simulate(output: str | Path, **options) -> dict[str, Path]:
+    """Make virtual tilt series of a known particle and extract the particles as RELION 5 would.
+
+    Parameters
+    ----------
+    output: folder to write, made if missing; becomes the RELION project folder all paths refer to.
+    options: the fields of :class:`vdamkit.simulate.settings.SimulationSettings`, among them
+
+        - ``model="hexamer"``: ``"hexamer"``, ``"asymmetric"`` or the path of any MRC map
+        - ``particles=110``, ``volumes=24``, ``tomograms=2``: how many stacks, volumes and tilt series
+        - ``box=32``, ``pixel_size=10.6``, ``tilts=31``
+        - ``variance_ratio=0.1``: signal over noise, in the circles of the particles, in the first exposure
+        - ``picking_error=6.0`` Å, ``orientation_error=6.0`` degrees
+        - ``poses="sphere"``: on virus-like spheres with their neighbours and priors; ``"random"``: free, no
+          priors; or a STAR file with coordinates and true poses beside its tomograms.star
+        - ``seed=0``: same seed, same data
+
+    Returns
+    -------
+    Paths by name: ``stacks2d`` and ``volumes3d`` (the optimisation sets; the latter only with volumes),
+    ``tomograms``, ``true_poses``, ``model``, ``recipe`` and, on spheres, ``true_map``.
+
+    Raises
+    ------
+    SettingsError: an option is unknown or has a value that cannot work.
+    InputError: the map or the STAR file given cannot be used. OutputError: `output` cannot be written.
+    """
+    known = {field.name for field in fields(SimulationSettings)}
+    if unknown := sorted(set(options) - known):
+        raise SettingsError(f"simulate: no such option {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+    settings, folder = SimulationSettings(**options), Path(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: no folder can be made here ({error.strerror}); choose another."
+        ) from None
+    scene_seed, noise_seed = np.random.SeedSequence(settings.seed).spawn(2)
+    scenes = _scenes(settings, scene_seed.spawn(settings.tomograms))
+    noise_seeds = noise_seed.spawn(len(scenes))
+    pixel_size = scenes[0].series.pixel_size
+    density = particle_model(settings.model, box=2 * (3 * settings.box // 4), pixel_size=pixel_size)
+    stacks, volumes, truth = [], [], []
+    of_volumes = _shares(settings.volumes, [len(scene.picked) for scene in scenes])
+    for number, scene in enumerate(scenes):
+        images = _noisy_images(scene, density, settings, np.random.default_rng(noise_seeds[number]))
+        if settings.write_tilt_images:
+            _write_tilt_images(folder, scene.series, images)
+        stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number])
+        stacks.append(stack_rows)
+        volumes.append(volume_rows)
+        truth.append(true_table(scene, settings.fold))
+    return _write_tables(folder, scenes, settings, density, stacks, volumes, truth)
+
+
+def _shares(total: int, limits: list[int]) -> list[int]:
+    """`total`, or the sum of `limits` if that is less, divided as evenly as the limits allow."""
+    turns = sorted((turn, part) for part, limit in enumerate(limits) for turn in range(limit))
+    parts = [part for _, part in turns[:total]]
+    return [parts.count(part) for part in range(len(limits))]
+
+
+def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -> list[Scene]:
+    if settings.poses in ("sphere", "random"):
+        shares = _shares(settings.particles, [settings.particles] * settings.tomograms)
+        scenes = [
+            simulated_scene(seed, settings, number=i, count=share)
+            for i, (seed, share) in enumerate(zip(seeds, shares, strict=True))
+        ]
+    else:
+        scenes = scenes_from_star(Path(settings.poses), settings.particles)
+        if not scenes:
+            raise InputError(
+                f"{settings.poses}: no particle is in a tomogram of the tomograms.star beside it."
+            )
+        sizes = sorted({scene.series.pixel_size for scene in scenes})
+        if len(sizes) > 1:
+            raise InputError(
+                f"{settings.poses}: its tilt series have pixel sizes {sizes}; give particles of one size."
+            )
+        return scenes
+    found = sum(len(scene.picked) for scene in scenes)
+    if found < settings.particles:
+        raise SettingsError(
+            f"simulate: particles is {settings.particles}, but only {found} are seen in enough tilts; "
+            f"give fewer, more tomograms or another seed."
+        )
+    return scenes
+
+
+def _noisy_images(
+    scene: Scene, density: np.ndarray, settings: SimulationSettings, rng: np.random.Generator
+) -> np.ndarray:
+    """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure."""
+    series = scene.series
+    images = render_tilt_images(series, density, scene.sites.centres, scene.sites.rotations)
+    if settings.variance_ratio is None:
+        return images
+    first = int(np.argmin(series.table["rlnMicrographPreExposure"]))
+    positions, _ = series.project(scene.coordinates)
+    y, x = np.indices(images.shape[1:])
+    around = np.zeros(images.shape[1:], bool)
+    for px, py in positions[first]:
+        around |= np.hypot(x - px, y - py) < settings.box / 2
+    deviation = np.sqrt(images[first][around].var() / settings.variance_ratio)
+    return images + rng.standard_normal(images.shape, np.float32) * np.float32(deviation)
+
+
+def _extract_all(
+    folder: Path, scene: Scene, images: np.ndarray, settings: SimulationSettings, n_volumes: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write one tomogram's stacks and volumes; rows of both particle tables."""
+    series, box, visible, names, volume_names = scene.series, settings.box, [], [], []
+    big_box = 2 * box
+    frequency = np.hypot(
+        np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size)
+    )
+    for number, (coordinate, frame) in enumerate(zip(scene.coordinates, scene.frames, strict=True), start=1):
+        particle = extract(series, images, coordinate, frame, box=box, big_box=big_box)
+        visible.append(particle.visible)
+        stem = f"Subtomograms/{series.name}/{number}"
+        names.append(f"stacks2d/{stem}_stack2d.mrcs")
+        write_map(
+            folder / names[-1], unpad(particle.images, box, 2), series.pixel_size, stack=True, half=True
+        )
+        if number > n_volumes:
+            continue
+        doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible]
+        dose_weights = np.stack([dose_envelope(frequency, dose) for dose in doses])
+        data, weights = backproject(particle, dose_weights, box=box)
+        volume_names.append((f"volumes3d/{stem}_data.mrc", f"volumes3d/{stem}_weights.mrc"))
+        write_map(folder / volume_names[-1][0], data, series.pixel_size, half=True)
+        write_map(folder / volume_names[-1][1], weights, 1 / series.pixel_size, half=True)
+    table = picked_table(scene, np.array(visible))
+    stacks = table.assign(rlnImageName=names)
+    volumes = table.drop(columns="rlnTomoVisibleFrames").iloc[: len(volume_names)]
+    image_names, weight_names = zip(*volume_names, strict=True) if volume_names else ((), ())
+    return stacks, volumes.assign(rlnImageName=list(image_names), rlnCtfImage=list(weight_names))
+
+
+def _write_tilt_images(folder: Path, series: TiltSeries, images: np.ndarray) -> None:
+    for name, image in zip(series.table["rlnMicrographName"], images, strict=True):
+        write_map(folder / name, image, series.pixel_size, half=True)
+
+
+def _write_tables(
+    folder: Path,
+    scenes: list[Scene],
+    settings: SimulationSettings,
+    density: np.ndarray,
+    stacks: list[pd.DataFrame],
+    volumes: list[pd.DataFrame],
+    truth: list[pd.DataFrame],
+) -> dict[str, Path]:
+    """STAR files, model, true map and recipe; the dictionary :func:`simulate` returns."""
+    pixel_size = scenes[0].series.pixel_size
+    paths = {
+        "tomograms": write_tilt_series(folder, scenes),
+        "stacks2d": write_particle_set(
+            folder, "stacks2d", optics_table(scenes, settings, 2), pd.concat(stacks)
+        ),
+        "true_poses": folder / "particles_true_poses.star",
+        "model": folder / "model.mrc",
+        "recipe": folder / "recipe.json",
+    }
+    volume_rows = pd.concat(volumes)
+    if len(volume_rows):
+        paths["volumes3d"] = write_particle_set(
+            folder, "volumes3d", optics_table(scenes, settings, 3), volume_rows
+        )
+    write_star(paths["true_poses"], {"particles": pd.concat(truth)})
+    write_map(paths["model"], unpad(density, settings.box, 3), pixel_size)
+    if settings.poses == "sphere":
+        paths["true_map"] = folder / "true_map.mrc"
+        around = average_neighbourhood(scenes[0], density, box=settings.box, fold=settings.fold)
+        write_map(paths["true_map"], around, pixel_size)
+    paths["recipe"].write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    return paths

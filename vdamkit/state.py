@@ -1,0 +1,98 @@
+"""What one mini-batch needs and what it says: plain, immutable data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Where every particle stands; arrays over all particles of the set, in file order."""
+
+    angles: np.ndarray  # (n, 3) degrees rot, tilt, psi
+    offsets: np.ndarray  # (n, 3) Å, xyz in the subtomogram frame (rlnOriginX/Y/ZAngst)
+    class_number: np.ndarray  # (n,) int32, 1-based; 0: never visited
+    pmax: np.ndarray  # (n,) float32, rlnMaxValueProbDistribution
+    log_likelihood: np.ndarray  # (n,) float64, rlnLogLikeliContribution
+    n_significant: np.ndarray  # (n,) int32, rlnNrOfSignificantSamples
+    last_visit: np.ndarray  # (n,) int32, mini-batch of the last visit; 0: never
+
+    def updated(self, index: np.ndarray, **values: np.ndarray) -> Poses:
+        """A copy with new values at `index`."""
+        new = {}
+        for name, value in values.items():
+            new[name] = getattr(self, name).copy()
+            new[name][index] = value
+        return dataclasses.replace(self, **new)
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a mini-batch leaves to the next. Arrays are never changed in place.
+
+    Grey values are in vdamkit's internal scale: data × `grey_scale` has a noise variance near 1.
+    """
+
+    iteration: int
+    maps: np.ndarray  # (K, N, N, N) zyx
+    moment1: np.ndarray  # (K, 2, N, N, N//2 + 1) complex, per pseudo-half-set
+    moment2: np.ndarray  # (K, N, N, N//2 + 1) real
+    sigma2: np.ndarray  # (G, N//2 + 1) noise variance per optics group and shell, per real component
+    class_probability: np.ndarray  # (K,)
+    sigma_offset: float  # Å
+    perturbation: float
+    resolution_shell: int
+    healpix_order: int
+    offset_range: float  # Å
+    offset_step: float  # Å
+    no_gain: int  # mini-batches without better resolution
+    offset_change2: float  # mean |change of offset|² over the last batch, Å²
+    poses: Poses
+    data_vs_prior: np.ndarray  # (K, N//2 + 1)
+    tau2: np.ndarray  # (K, N//2 + 1)
+    wiener: np.ndarray  # (K, N//2 + 1) Wiener factor of the last update
+    half_fsc: np.ndarray  # (K, N//2 + 1) FSC of the two pseudo-halves' first moments
+    accuracy_rotation: float  # degrees; nan until estimated
+    accuracy_offset: float  # Å
+    grey_scale: float
+    bad_particles: tuple[int, ...] = ()
+
+    def replace(self, **changes) -> State:
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one mini-batch found, in plain numbers."""
+
+    iteration: int
+    n_particles: int
+    resolution: float  # Å
+    radius: int  # px, half-ball in use
+    healpix_order: int
+    search: str  # how the orientations were searched
+    n_rotations: int  # of the last level, as planned
+    T: float  # in force
+    step_size: float
+    pmax: float
+    sigma_offset: float  # Å
+    angle_change: float  # degrees, median over particles visited before; nan if none
+    offset_change: float  # Å, root mean square
+    class_populations: tuple[float, ...]
+    log_likelihood: float  # mean per particle
+    bad: tuple[str, ...]  # particles left out in this mini-batch, one sentence each
+    seconds: float
+    timings: dict[str, float]
+
+    def __str__(self) -> str:
+        populations = "" if len(self.class_populations) == 1 else " classes " + "/".join(
+            f"{100 * p:.0f}%" for p in self.class_populations
+        )
+        return (
+            f"mini-batch {self.iteration}: {self.n_particles} particles, {self.resolution:.1f} Å, T {self.T:.2f}, "
+            f"Pmax {self.pmax:.2f}, step {60 / 2**self.healpix_order:g}°, offsets ±{self.sigma_offset:.1f} Å{populations} "
+            f"({self.seconds:.2f} s)"
+        )

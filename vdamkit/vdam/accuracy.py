@@ -1,0 +1,103 @@
+"""Auto-sampling: how precisely the current map can be aligned, and what that means for the grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdamkit.sampling.euler import euler_to_matrix
+from vdamkit.sampling.orientations import angular_step
+from vdamkit.state import State
+from vdamkit.vdam import schedule
+
+P_VALUE = 4.60517  # -ln 0.01: an error is noticed when it costs that much log-likelihood
+ANGLES = np.array([0.5, 1, 2, 4, 8, 15, 30])  # degrees
+SHIFTS = np.array([0.1, 0.25, 0.5, 1, 2, 4, 10])  # px
+
+
+def alignment_accuracy(references, projector, weights: np.ndarray, rotations: np.ndarray, box: int, rng) -> tuple:
+    """Errors (degrees, px) at which a particle's log-likelihood drops by P_VALUE, averaged over some particles.
+
+    references: prepared transforms per class. weights `(p, n)`: w/σ² of the particles. rotations `(p, 3, 3)`.
+    The best class counts. A ladder of errors with log-log interpolation replaces RELION's small steps.
+    Source: RELION ml_optimiser.cpp:calculateExpectedAngularErrors.
+    """
+    best = (np.inf, np.inf)
+    k = projector.ball.k
+    xp = projector.backend.xp
+    for reference in references:
+        angular, shifted = [], []
+        for weight, rotation in zip(weights, rotations, strict=True):
+            base = projector.rotate(reference, rotation)
+            axis = rng.integers(3)
+            direction = np.eye(3)[rng.integers(3)]
+            costs = []
+            for angle in ANGLES:
+                turn = np.zeros(3)
+                turn[axis] = angle
+                moved = projector.rotate(reference, rotation @ euler_to_matrix(turn))
+                costs.append(float(0.5 * (weight * xp.abs(moved - base) ** 2).sum()))
+            angular.append(_crossing(ANGLES, np.array(costs)))
+            phase = 2 * np.pi / box * (k @ direction)
+            energy = projector.backend.asnumpy(weight * xp.abs(base) ** 2)
+            costs = [float((energy * (1 - np.cos(phase * t))).sum()) for t in SHIFTS]
+            shifted.append(_crossing(SHIFTS, np.array(costs)))
+        best = min(best, (float(np.mean(angular)), float(np.mean(shifted))))
+    return best
+
+
+def _crossing(errors: np.ndarray, costs: np.ndarray) -> float:
+    """Error at which the cost first reaches P_VALUE; the largest error where it never does."""
+    above = np.flatnonzero(costs >= P_VALUE)
+    if not len(above):
+        return float(errors[-1])
+    i = above[0]
+    if i == 0:
+        return float(errors[0] * np.sqrt(P_VALUE / costs[0]))
+    x = np.log(errors[i - 1 : i + 1])
+    y = np.log(np.maximum(costs[i - 1 : i + 1], 1e-12))
+    return float(np.exp(x[0] + (np.log(P_VALUE) - y[0]) * (x[1] - x[0]) / max(y[1] - y[0], 1e-12)))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    healpix_order: int
+    offset_range: float  # Å
+    offset_step: float  # Å
+    no_gain: int
+
+
+def refined_sampling(state: State, settings, *, is_stack: bool, accuracy: tuple[float, float], pixel_size: float) -> Sampling:
+    """Next grids, if the resolution has stalled and the map can be aligned better than the grid.
+
+    Source: RELION ml_optimiser.cpp:updateAngularSampling.
+    """
+    same = Sampling(state.healpix_order, state.offset_range, state.offset_step, state.no_gain)
+    rotation, offset = accuracy
+    oversampled = angular_step(state.healpix_order) / 2
+    if state.no_gain < 1 or oversampled < 0.75 * rotation:
+        return same
+    order = min(state.healpix_order + 1, settings.max_healpix_order)
+    # RELION's 1.5 is in Å and meant for fine pixels: here no step falls below half a pixel after oversampling
+    step = max(state.offset_step / 2, 2 * min(1.5, 0.75 * offset))
+    step = max(step, pixel_size)
+    factor = 5 if is_stack else 3
+    spread = factor * np.sqrt(state.offset_change2 / 2)
+    reach = max(min(spread, 1.3 * state.offset_range), 1.5 * step)
+    if reach > 4 * step:
+        reach /= 2
+    if reach > 4 * step:
+        step = reach / 4
+    if step > state.offset_step:
+        reach, step = state.offset_range, state.offset_step
+    return Sampling(order, float(reach), float(step), 0)
+
+
+def due(iteration: int) -> bool:
+    """Auto-sampling is considered at every tenth mini-batch."""
+    return iteration % 10 == 0
+
+
+def accuracy_generator(settings, iteration: int) -> np.random.Generator:
+    return schedule.generator(settings.seed, iteration, schedule.ACCURACY)

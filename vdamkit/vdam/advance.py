@@ -1,0 +1,400 @@
+"""One mini-batch of VDAM: a pure function from state to state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdamkit.backend import Backend
+from vdamkit.errors import InputError
+from vdamkit.imaging.halfball import half_ball
+from vdamkit.imaging.masks import mask_power
+from vdamkit.imaging.projector import get_projector
+from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler, rotation_angle
+from vdamkit.sampling.orientations import angular_step
+from vdamkit.sampling.point_groups import operators
+from vdamkit.sampling.priors import OrientationPrior, unique_centres
+from vdamkit.sampling.shifts import child_offsets, shift_grid
+from vdamkit.state import State, StepReport
+from vdamkit.vdam import accuracy, schedule
+from vdamkit.vdam.accumulate import RawBatch, Sums, accumulate
+from vdamkit.vdam.moments import apply_solvent, half_gradients, resolution_statistics, vdam_update
+from vdamkit.vdam.posterior import run_search
+from vdamkit.vdam.search import Batch, Candidates, Posterior, Search, plan_levels
+from vdamkit.vdam.start import Particles
+
+Tick = Callable[[str, float], None]
+COSTLY_PASS = 5e9  # FLOP per particle of a full coarse pass beyond which most mini-batches search locally
+MAX_BAD = 0.1  # share of unreadable particles at which a run gives up
+
+
+class Cancelled(Exception):
+    """Raised by a progress callback to leave a mini-batch; the state before it stays valid."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Best poses of one chunk of particles."""
+
+    index: np.ndarray
+    angles: np.ndarray
+    offsets: np.ndarray  # Å
+    classes: np.ndarray
+    pmax: np.ndarray
+    log_likelihood: np.ndarray
+    n_significant: np.ndarray
+
+
+def no_tick(stage: str, fraction: float) -> None:
+    """The progress callback of someone who does not watch."""
+
+
+def advance(
+    state: State, settings, particles: Particles, backend: Backend, tick: Tick = no_tick
+) -> tuple[State, StepReport]:
+    """The state after one more mini-batch, and what it found.
+
+    Parameters
+    ----------
+    state: from :func:`initial_state` or an earlier call. settings: in force for this mini-batch.
+    tick: called with a stage and the fraction of the mini-batch that is done; may raise :class:`Cancelled`.
+
+    Source of the order of steps: RELION ml_optimiser.cpp:iterate.
+    """
+    began = time.perf_counter()
+    clock: dict[str, float] = {}
+    iteration = state.iteration + 1
+    with backend.limits():
+        perturbation = schedule.next_perturbation(state.perturbation, iteration, settings)
+        state = state.replace(perturbation=perturbation)
+        index = schedule.draw_batch(iteration, len(particles), settings)
+        index = np.setdiff1d(index, np.asarray(state.bad_particles, int))
+        radius = schedule.current_radius(state.resolution_shell, settings, particles.box)
+        if settings.auto_sampling and accuracy.due(iteration):
+            state = _update_sampling(state, settings, particles, backend, index, radius, iteration)
+        search = make_search(state, settings, particles, backend, radius, index)
+        local = is_local(settings, search, iteration)
+        sums, found, bad = _visit(state, settings, particles, search, index, local, clock, tick)
+        tick("update", 0.97)
+        lap = time.perf_counter()
+        new = _maximise(state, settings, particles, backend, search, sums, len(index), len(particles), iteration)
+        clock["update"] = time.perf_counter() - lap
+        new, changes = _write_poses(new, state, found, iteration, search.symmetry)
+        new = new.replace(bad_particles=_all_bad(state, bad, len(particles)))
+    tick("done", 1.0)
+    return new, _report(new, settings, particles, search, found, bad, changes, radius, local, clock, began)
+
+
+def make_search(state: State, settings, particles: Particles, backend: Backend, radius: int, index: np.ndarray) -> Search:
+    """What the particles of a mini-batch share: grids, priors, references."""
+    px, box = particles.pixel_size, particles.box
+    symmetry = settings.search_symmetry
+    prior = OrientationPrior(settings.rot_prior_width, settings.tilt_prior_width, settings.psi_prior_width)
+    levels = plan_levels(
+        state.healpix_order, symmetry, box=box, pixel_size=px, mask_diameter=settings.mask_diameter, radius=radius,
+        adaptive=settings.adaptive,
+    )  # fmt: skip
+    centres, _ = unique_centres(prior_centres(state, particles, index, prior))
+    step, p = state.offset_step / px, state.perturbation
+    log_class = np.log(np.maximum(state.class_probability, 1e-12))
+    return Search(
+        box=box, backend=backend, dtype=settings.real, levels=levels,
+        perturbation=p * angular_step(levels[0].grid.order if settings.adaptive else state.healpix_order),
+        coarse_shifts=shift_grid(state.offset_range / px, step) + p * step, child_offsets=child_offsets(step),
+        prior=prior, centres=centres, symmetry=symmetry, sigma_offset=state.sigma_offset / px, log_class=log_class,
+        adaptive_fraction=settings.adaptive_fraction, max_significant=settings.max_significant, volumes=state.maps,
+    )  # fmt: skip
+
+
+def is_local(settings, search: Search, iteration: int) -> bool:
+    """Whether this mini-batch searches around last poses only (`Settings.global_search_every`); by shapes alone."""
+    every = settings.global_search_every
+    if every is None:
+        level = search.levels[0]
+        voxels = len(half_ball(level.radius))
+        cost = 4 * voxels * len(level.grid) * len(search.shifts(level.fine_shifts)) * len(search.volumes)
+        every = 5 if cost > COSTLY_PASS else 1
+    return every > 1 and iteration % every != 0
+
+
+def prior_centres(state: State, particles: Particles, index: np.ndarray, prior: OrientationPrior) -> np.ndarray:
+    """Prior centres `(p, 3)` in degrees: the file's, or the current angle where it has none (it then walks along)."""
+    if not prior.active:
+        return np.zeros((len(index), 3))
+    priors = particles.angle_priors[index]
+    centres = np.where(np.isnan(priors), state.poses.angles[index], priors)
+    free = [width is None for width in (prior.rot, prior.tilt, prior.psi)]
+    return np.where(free, 0.0, centres)
+
+
+# E-step -------------------------------------------------------------------------------------------------------------
+
+
+def _visit(
+    state: State, settings, particles: Particles, search: Search, index: np.ndarray, local: bool, clock: dict, tick: Tick
+) -> tuple[Sums, list[Found], dict[int, str]]:
+    """Read, score and sum all particles, a chunk at a time."""
+    chunks = [index[a : a + settings.chunk_particles] for a in range(0, len(index), settings.chunk_particles)]
+    total: Sums | None = None
+    found: list[Found] = []
+    bad: dict[int, str] = {}
+    radius = search.levels[-1].radius
+    for number, chunk in enumerate(chunks):
+
+        def part(stage: str, share: float, begin: float, number: int = number) -> Callable[[float], None]:
+            done = [0.0]
+
+            def add(fraction: float) -> None:
+                done[0] += fraction
+                tick(stage, 0.95 * (number + begin + share * min(done[0], 1.0)) / len(chunks))
+
+            return add
+
+        lap = time.perf_counter()
+        part("read", 0.0, 0.0)(0.0)
+        search.kept.clear()
+        batch, raw, complaints = make_batch(state, search, particles, chunk, radius)
+        bad.update(complaints)
+        if len(bad) > MAX_BAD * len(index):
+            raise InputError(
+                f"{len(bad)} of {len(index)} particles of this mini-batch cannot be used (more than "
+                f"{100 * MAX_BAD:.0f} %); the first: {next(iter(bad.values()))}"
+            )
+        clock["read"] = clock.get("read", 0) + time.perf_counter() - lap
+        lap = time.perf_counter()
+        start = local_candidates(state, search, settings, batch.index) if local else None
+        posteriors = run_search(search, batch, start, part("E-step", 0.6, 0.05))
+        clock["E-step"] = clock.get("E-step", 0) + time.perf_counter() - lap
+        lap = time.perf_counter()
+        coarse = search.levels[0].grid
+        sums = accumulate(search, batch, raw, posteriors, particles.n_optics, coarse, part("M-step", 0.35, 0.65))
+        clock["M-step"] = clock.get("M-step", 0) + time.perf_counter() - lap
+        total = sums if total is None else total + sums
+        found.append(best_poses(search, batch, posteriors, particles.pixel_size))
+    assert total is not None
+    return total, found, bad
+
+
+def make_batch(
+    state: State, search: Search, particles: Particles, chunk: np.ndarray, radius: int
+) -> tuple[Batch, RawBatch, dict[int, str]]:
+    """Read particles and divide them by the noise; complaints about unreadable ones by particle number."""
+    items, at, sentences = particles.fetch(chunk, radius)
+    missing = np.setdiff1d(np.arange(len(chunk)), at)
+    complaints = dict(zip(chunk[missing].tolist(), sentences, strict=True))
+    index = chunk[at]
+    if not len(index):
+        raise InputError(f"no particle of this chunk can be used; the first: {sentences[0]}")
+    ball, xp = half_ball(radius), search.backend.xp
+    projector = search.projector(radius)
+    offsets = state.poses.offsets[index] / particles.pixel_size
+    priors = particles.offset_priors[index] / particles.pixel_size
+    n = len(ball)
+    masked = np.empty((len(index), n), projector.complex)
+    unmasked, scaled = np.empty_like(masked), np.empty_like(masked)
+    weight, raw_weight = (np.empty((len(index), n), projector.dtype) for _ in range(2))
+    no_zero = ball.weight.copy()
+    no_zero[0] = 0  # the E-step leaves out k = 0
+
+    def fill(j: int) -> None:
+        item, group = items[j], particles.optics[index[j]]
+        inverse = (1 / state.sigma2[group])[ball.shell]
+        moved = ball.phases(offsets[j], search.box, projector.complex)[0] * projector.dtype.type(state.grey_scale)
+        masked[j] = item.masked * moved
+        scaled[j] = masked[j] * (inverse * no_zero).astype(projector.dtype)
+        unmasked[j] = item.unmasked * moved * (inverse * ball.weight).astype(projector.dtype)
+        raw_weight[j] = item.weight
+        weight[j] = item.weight * (inverse * ball.weight)
+
+    search.backend.map(fill, range(len(index)))
+    _, centre = _centre_rows(state, particles, index, search)
+    batch = Batch(index, *(xp.asarray(a) for a in (scaled, unmasked, weight)), offsets, priors, centre)
+    return batch, RawBatch(xp.asarray(masked), xp.asarray(raw_weight), particles.optics[index]), complaints
+
+
+def _centre_rows(state: State, particles: Particles, index: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndarray]:
+    mine = np.round(prior_centres(state, particles, index, search.prior), 4)
+    rows = [int(np.abs(search.centres - centre).sum(1).argmin()) for centre in mine]
+    return mine, np.array(rows, int)
+
+
+def local_candidates(state: State, search: Search, settings, index: np.ndarray) -> list[Candidates]:
+    """Coarse orientations around each particle's last pose, all of them for one that was never visited."""
+    grid = search.levels[0].grid
+    everything = np.arange(len(grid))
+    rotations = grid.rotations(search.perturbation).reshape(len(grid), 9)
+    limit = settings.local_range * 360 / grid.n_psi
+    shifts = np.arange(len(search.coarse_shifts))
+    group = operators(search.symmetry)
+    admitted = np.ones((1, len(grid)), bool)
+    if search.prior.active:
+        admitted = search.prior.within_cut(grid.rotations(0.0), search.centres, search.symmetry)
+    out = []
+    for i in index:
+        if state.poses.last_visit[i] > 0:
+            pose = euler_to_matrix(state.poses.angles[i])
+            trace = (rotations @ (pose @ group).reshape(len(group), 9).T).max(1)
+            keep = (trace - 1) / 2 >= np.cos(np.radians(limit))
+        else:
+            keep = admitted.any(0)
+        near = everything[keep] if keep.any() else everything
+        classes = np.arange(len(search.volumes))
+        out.append(Candidates(np.repeat(classes, len(near)), np.tile(near, len(classes)), shifts))
+    return out
+
+
+def best_poses(search: Search, batch: Batch, posteriors: list[Posterior], pixel_size: float) -> Found:
+    """Pose of greatest weight of every particle; offsets in Å."""
+    level = search.levels[-1]
+    shifts = search.shifts(level.fine_shifts)
+    best = np.array([p.best for p in posteriors])
+    rotations = level.grid.rotations(search.perturbation, best[:, 1])
+    chosen = np.array([shifts[p.shifts[p.best[2]]] for p in posteriors])
+    return Found(
+        batch.index, matrix_to_euler(rotations), (batch.offsets + chosen) * pixel_size, best[:, 0],
+        np.array([p.pmax for p in posteriors]), np.array([p.log_evidence for p in posteriors]),
+        np.array([p.n_significant for p in posteriors]),
+    )  # fmt: skip
+
+
+# M-step -------------------------------------------------------------------------------------------------------------
+
+
+def _maximise(
+    state: State, settings, particles: Particles, backend: Backend, search: Search, sums: Sums, n_used: int,
+    n_particles: int, iteration: int,
+) -> State:  # fmt: skip
+    """Maps, moments, noise, populations, offset width and resolution from the sums of a mini-batch."""
+    level = search.levels[-1]
+    radius, box, px = level.radius, particles.box, particles.pixel_size
+    projector = search.projector(radius)
+    T = schedule.tau2_fudge(iteration, settings)
+    eta = schedule.step_size(iteration, settings)
+    classes = len(state.maps)
+    updated = {name: getattr(state, name).copy() for name in
+               ("maps", "moment1", "moment2", "data_vs_prior", "tau2", "wiener", "half_fsc")}  # fmt: skip
+    for k in range(classes):
+        if state.class_probability[k] == 0 or not sums.weight[k].any():
+            continue
+        gradients = half_gradients(projector.grid, sums.data[k], sums.weight[k], search.symmetry, radius, backend)
+        updated["tau2"][k], updated["data_vs_prior"][k] = resolution_statistics(
+            state.maps[k], gradients.weight[0], T, radius
+        )
+        result = vdam_update(
+            state.maps[k].astype(np.float64), state.moment1[k], state.moment2[k], gradients, radius=radius,
+            step=eta * (1 - np.exp(-(3 * classes + 10) * state.class_probability[k])), T=T,
+            momentum=settings.momentum, second_momentum=settings.second_momentum,
+        )  # fmt: skip
+        updated["maps"][k] = apply_solvent(result.map, settings.solvent, settings.mask_diameter / (2 * px))
+        updated["moment1"][k], updated["moment2"][k] = result.moment1, result.moment2
+        updated["wiener"][k], updated["half_fsc"][k] = result.wiener, result.half_fsc
+
+    mu = 0.0 if n_used >= n_particles - len(state.bad_particles) else settings.mu
+    shell = schedule.resolution_shell(updated["data_vs_prior"], settings.min_resolution_shell, box // 2 - 1)
+    probability = mu * state.class_probability + (1 - mu) * sums.class_weight / sums.class_weight.sum()
+    spread2 = sums.offset2 * px**2 / (3 * sums.class_weight.sum())
+    sigma_offset = np.sqrt(mu * state.sigma_offset**2 + (1 - mu) * spread2)
+    gained = shell > state.resolution_shell
+    return state.replace(
+        **updated, iteration=iteration, sigma2=_noise(state, settings, particles, sums, mu),
+        class_probability=probability / probability.sum(),
+        sigma_offset=float(max(sigma_offset, settings.min_sigma_offset)), resolution_shell=shell,
+        no_gain=0 if gained or iteration < 10 else state.no_gain + 1,
+    )  # fmt: skip
+
+
+def _noise(state: State, settings, particles: Particles, sums: Sums, mu: float) -> np.ndarray:
+    """σ² per optics group and shell: shell sums of |b' − w'A|² over those of w', undone for the mask."""
+    kept = mask_power(particles.box, settings.mask_diameter / (2 * particles.pixel_size), particles.mask_ndim)
+    sigma2 = state.sigma2.copy()
+    n = sums.noise.shape[1]
+    known = (sums.noise_weight > 0) & (sums.noise > 0)
+    fresh = sums.noise / np.maximum(sums.noise_weight, 1e-300) / 2 / kept
+    sigma2[:, :n] = np.where(known, mu * sigma2[:, :n] + (1 - mu) * fresh, sigma2[:, :n])
+    return sigma2
+
+
+def _update_sampling(
+    state: State, settings, particles: Particles, backend: Backend, index: np.ndarray, radius: int, iteration: int
+) -> State:
+    """Every tenth mini-batch: estimate accuracies, refine the grids if that helps."""
+    rng = accuracy.accuracy_generator(settings, iteration)
+    visited = index[state.poses.last_visit[index] > 0]
+    if not len(visited):
+        return state
+    some = np.sort(rng.permutation(visited)[:12])
+    projector = get_projector(particles.box, radius, settings.real, backend)
+    items, at, _ = particles.fetch(some, radius)
+    if not len(at):
+        return state
+    ball = half_ball(radius)
+    groups = particles.optics[some[at]]
+    weights = [item.weight * ball.weight / state.sigma2[g][ball.shell] for item, g in zip(items, groups, strict=True)]
+    weights = [backend.xp.asarray(w.astype(settings.real)) for w in weights]
+    rotations = euler_to_matrix(state.poses.angles[some[at]])
+    references = [projector.prepare(v) for v, p in zip(state.maps, state.class_probability, strict=True) if p >= 0.01]
+    rotation, offset = accuracy.alignment_accuracy(references, projector, weights, rotations, particles.box, rng)
+    found = (rotation, offset * particles.pixel_size)
+    new = accuracy.refined_sampling(
+        state, settings, is_stack=particles.mask_ndim == 2, accuracy=found, pixel_size=particles.pixel_size
+    )
+    return state.replace(
+        healpix_order=new.healpix_order, offset_range=new.offset_range, offset_step=new.offset_step, no_gain=new.no_gain,
+        accuracy_rotation=found[0], accuracy_offset=found[1],
+    )  # fmt: skip
+
+
+# book-keeping -------------------------------------------------------------------------------------------------------
+
+
+def _all_bad(state: State, bad: dict[int, str], n: int) -> tuple[int, ...]:
+    known = tuple(sorted({*state.bad_particles, *bad}))
+    if len(known) > MAX_BAD * n:
+        first = next(iter(bad.values()), "")
+        raise InputError(f"{len(known)} of {n} particles cannot be used (more than {100 * MAX_BAD:.0f} %); e.g. {first}")
+    return known
+
+
+def _write_poses(new: State, old: State, found: list[Found], iteration: int, symmetry: str) -> tuple[State, tuple]:
+    """Poses into the state; also the median change of angle and the rms change of offset since the last visit."""
+    index = np.concatenate([f.index for f in found])
+    values = {
+        "angles": np.concatenate([f.angles for f in found]),
+        "offsets": np.concatenate([f.offsets for f in found]),
+        "class_number": np.concatenate([f.classes for f in found]) + 1,
+        "pmax": np.concatenate([f.pmax for f in found]),
+        "log_likelihood": np.concatenate([f.log_likelihood for f in found]),
+        "n_significant": np.concatenate([f.n_significant for f in found]),
+        "last_visit": np.full(len(index), iteration),
+    }
+    before = old.poses.last_visit[index] > 0
+    angle = float("nan")
+    if before.any():
+        a = euler_to_matrix(values["angles"][before])
+        b = euler_to_matrix(old.poses.angles[index[before]])
+        turned = [rotation_angle(a, b @ operator) for operator in operators(symmetry)]
+        angle = float(np.median(np.min(turned, 0)))
+    change2 = ((values["offsets"] - old.poses.offsets[index]) ** 2).sum(1)
+    new = new.replace(poses=old.poses.updated(index, **values), offset_change2=float(change2.mean()))
+    return new, (angle, float(np.sqrt(change2.mean())))
+
+
+def _report(
+    new: State, settings, particles: Particles, search: Search, found: list[Found], bad: dict[int, str], changes: tuple,
+    radius: int, local: bool, clock: dict[str, float], began: float,
+) -> StepReport:  # fmt: skip
+    n = sum(len(f.index) for f in found)
+    kind = "exhaustive" if len(search.levels) == 1 else f"{'local' if local else 'global'}, {len(search.levels)} levels"
+    return StepReport(
+        iteration=new.iteration, n_particles=n,
+        resolution=particles.box * particles.pixel_size / new.resolution_shell, radius=radius,
+        healpix_order=new.healpix_order, search=kind, n_rotations=len(search.levels[-1].grid),
+        T=schedule.tau2_fudge(new.iteration, settings), step_size=schedule.step_size(new.iteration, settings),
+        pmax=float(np.mean(np.concatenate([f.pmax for f in found]))), sigma_offset=new.sigma_offset,
+        angle_change=changes[0], offset_change=changes[1], class_populations=tuple(new.class_probability.tolist()),
+        log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))), bad=tuple(bad.values()),
+        seconds=time.perf_counter() - began, timings=dict(clock),
+    )  # fmt: skip

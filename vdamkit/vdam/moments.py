@@ -1,0 +1,203 @@
+"""The VDAM step: from the sums of a mini-batch to moments, Wiener factor and the next map.
+
+Source: RELION backprojector.cpp:reweightGrad, getFristMoment, getSecondMoment, applyMomenta, reconstructGrad
+Weight floor and epsilon are relative to shell means, so that the grey scale of the data has no
+effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from vdamkit.backend import Backend
+from vdamkit.imaging.fsc import transform_fsc
+from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
+from vdamkit.imaging.masks import soft_sphere, soften_corners
+from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, trilinear
+from vdamkit.sampling.point_groups import operators
+
+WEIGHT_FLOOR = 1e-3  # of the shell mean of the weight (RELION: max(1, weight))
+EPSILON = 1e-12  # of the shell mean of |d|², in the second moment
+RATIO_LIMIT = 1e6  # of one voxel's noise-to-signal ratio, which has no finite mean
+
+
+@lru_cache(maxsize=24)
+def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) -> tuple:
+    """Sparse operator that reads a half cube at ``R K`` for all its points within `radius`."""
+    from vdamkit.backend import get_backend
+
+    rotation = np.frombuffer(matrix).reshape(3, 3)
+    points, flat = _points(half_width, radius)
+    indices, weights, sign = trilinear((points @ rotation.T).astype(dtype), half_width)
+    size = (2 * half_width + 1) ** 2 * (half_width + 2)
+    return csr_rows(get_backend("cpu", 1), indices, weights, size), sign, flat
+
+
+def _points(half_width: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    line = np.arange(-half_width, half_width + 1)
+    z, y, x = np.meshgrid(line, line, np.arange(half_width + 2), indexing="ij")
+    k = np.stack([x, y, z], -1).reshape(-1, 3)
+    flat = np.flatnonzero((k * k).sum(1) < (PAD * radius) ** 2)
+    return k[flat], flat
+
+
+def complete(grid: PaddedGrid, cubes: np.ndarray) -> np.ndarray:
+    """Make the plane kx = 0 of half cubes `(m, size)` hold the sum of both Friedel mates, as the rest implies.
+
+    Source: RELION backprojector.cpp:enforceHermitianSymmetry (sum, not mean).
+    """
+    out = cubes.reshape(-1, *grid.shape).copy()
+    plane = out[..., 0]
+    out[..., 0] = plane + plane[:, ::-1, ::-1].conj()
+    return out.reshape(cubes.shape)
+
+
+def symmetrise(grid: PaddedGrid, cubes: np.ndarray, group: str, backend: Backend) -> np.ndarray:
+    """Sum completed half cubes `(m, size)` over the operators of a point group (sums, not means).
+
+    Source: RELION backprojector.cpp:applyPointGroupSymmetry.
+    """
+    ops = operators(group)
+    if len(ops) == 1:
+        return cubes
+    real = grid.dtype
+    columns = np.ascontiguousarray(cubes.T).view(real).reshape(grid.size, -1)  # (size, m * 2)
+    radius = (grid.half_width - 1) / PAD
+
+    def turned(operator: np.ndarray) -> tuple:
+        matrix, sign, flat = _turn_operator(grid.half_width, radius, operator.tobytes(), real.name)
+        values = (matrix @ columns).reshape(len(flat), -1, 2)
+        values[..., 1] *= sign[:, None]
+        return flat, values.reshape(len(flat), -1)
+
+    total = columns.copy()
+    for first in range(1, len(ops), 4):
+        for flat, values in backend.map(turned, ops[first : first + 4]):
+            total[flat] += values
+    return np.ascontiguousarray(total).view(cubes.dtype).T.copy()
+
+
+@dataclass(frozen=True)
+class HalfGradients:
+    """Local least-squares residuals of the two pseudo-halves and their weights, on the map's own Fourier grid."""
+
+    d: np.ndarray  # (2, N, N, N//2 + 1) complex
+    weight: np.ndarray  # (2, N//2 + 1) weight per voxel of the map's grid, mean over shells
+
+
+def half_gradients(
+    grid: PaddedGrid, data: np.ndarray, weight: np.ndarray, group: str, radius: int, backend: Backend
+) -> HalfGradients:
+    """``d_h = data_h / max(weight_h, floor)`` for ``|k| < radius`` from scattered sums `(2, size)` of one class.
+
+    The division happens on the padded grid, where each value is an average of residuals with positive weights; only then
+    is d cropped to the map's box. (Cropping data and weight first and dividing after lets strong voxels leak into weak
+    ones, and low shells, where the CTF is near 0, diverge.) Source: RELION backprojector.cpp:reweightGrad.
+    """
+    cubes = np.concatenate([data, weight.astype(data.dtype)])
+    cubes = symmetrise(grid, complete(grid, cubes), group, backend)
+    shell, inside, counts = _padded_shells(grid.half_width, radius, grid.box)
+    w = cubes[2:].real
+    sums = np.stack([np.bincount(shell[inside], w[h][inside] * counts[inside], grid.box // 2 + 1) for h in (0, 1)])
+    n_padded = np.bincount(shell[inside], counts[inside], grid.box // 2 + 1)
+    means = sums / np.maximum(n_padded, 1)
+    floor = WEIGHT_FLOOR * means[:, shell]
+    d = np.where(inside & (floor > 0), cubes[:2] / np.maximum(np.maximum(w, floor), np.finfo(w.dtype).tiny), 0)
+    d = d.reshape(2, *grid.shape)
+    d[..., 0] *= 0.5  # to_map lets every entry stand for its mate too; the plane kx = 0 holds both already
+    maps = backend.map(lambda cube: grid.to_map(cube.reshape(-1)) / PAD**3, list(d))
+    return HalfGradients(np.stack([map_to_fourier(m) for m in maps]), means * PAD**3)
+
+
+@lru_cache(maxsize=8)
+def _padded_shells(half_width: int, radius: int, box: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shell (of the map's grid) of every point of a padded half cube, whether it lies inside, how often it counts."""
+    line = np.arange(-half_width, half_width + 1) / PAD
+    x = np.arange(half_width + 2) / PAD
+    k = np.sqrt(line[:, None, None] ** 2 + line[None, :, None] ** 2 + x[None, None] ** 2)
+    counts = np.full(k.shape, 2.0)
+    counts[..., 0] = 1
+    shell = np.minimum(np.rint(k).astype(np.int32), box // 2)
+    return shell.ravel(), (k < radius).ravel(), counts.ravel()
+
+
+@dataclass(frozen=True)
+class Update:
+    """Result of :func:`vdam_update` for one class."""
+
+    map: np.ndarray
+    moment1: np.ndarray
+    moment2: np.ndarray
+    wiener: np.ndarray  # (N//2 + 1,)
+    half_fsc: np.ndarray  # (N//2 + 1,)
+
+
+def vdam_update(
+    volume: np.ndarray, moment1: np.ndarray, moment2: np.ndarray, gradients: HalfGradients, *,
+    radius: int, step: float, T: float, momentum: float, second_momentum: float,
+) -> Update:  # fmt: skip
+    """One VDAM step of one class.
+
+    Parameters
+    ----------
+    volume: `(N, N, N)` zyx, the current map. moment1: `(2, N, N, N//2+1)`. moment2: `(N, N, N//2+1)`.
+    radius: px; only ``|k| < radius`` changes, and the new map has nothing beyond.
+    step: η of this class. T: regularisation in force.
+
+    Formulas, per voxel (m: first moments, v: second, s: shell):
+
+        m_h ← λ1 m_h + (1 − λ1) d_h            (the first time m_h = d_h)
+        v   ← λ2 v + (1 − λ2) |d_1 − d_0|² / |(d_0 + d_1)/2|²
+        g   = ½ (m_0 + m_1) / √v
+        f(s) = snr / (1 + snr),   snr(s) = 2 T ⟨|P|⟩ / ⟨|m_0 − m_1|⟩
+        P   ← P + η [ f g − (1 − f) P ]
+    """
+    box = volume.shape[0]
+    grid = fourier_grid(box)
+    inside = grid.k2 < radius * radius
+    d0, d1 = gradients.d
+    if not moment1.any():
+        new1 = np.where(inside, gradients.d, 0).astype(moment1.dtype)
+    else:
+        new1 = np.where(inside, momentum * moment1 + (1 - momentum) * gradients.d, moment1).astype(moment1.dtype)
+    mean = np.abs(0.5 * (d0 + d1)) ** 2
+    floor = EPSILON * grid.expand(grid.shell_means(np.abs(d0) ** 2 + np.abs(d1) ** 2, radius)) + np.finfo(np.float64).tiny
+    ratio = np.minimum(np.abs(d1 - d0) ** 2 / (mean + floor), RATIO_LIMIT)
+    new2 = np.where(inside, second_momentum * moment2 + (1 - second_momentum) * ratio, moment2).astype(moment2.dtype)
+
+    m0, m1 = new1.astype(np.complex128)
+    g = 0.5 * (m0 + m1) / np.sqrt(np.maximum(new2, 1e-24))
+    P = map_to_fourier(volume)
+    noise = grid.shell_means(np.abs(m0 - m1), radius)
+    signal = grid.shell_means(np.abs(P), radius)
+    snr = np.where(noise > 0, 2 * T * signal / np.where(noise > 0, noise, 1), 0.0)
+    f = snr / (1 + snr)
+    factor = grid.expand(f)
+    P = np.where(inside, P + step * (factor * g - (1 - factor) * P), 0)
+    new_map = soften_corners(fourier_to_map(P))
+    return Update(new_map, new1, new2, f, transform_fsc(m0, m1, radius))
+
+
+def apply_solvent(volume: np.ndarray, how: str, mask_radius: float) -> np.ndarray:
+    """Mask the map (and cut negative density, if asked for) after a mini-batch; `mask_radius` in px.
+
+    Source: RELION ml_optimiser.cpp:solventFlatten.
+    """
+    if how == "none":
+        return volume
+    volume = volume * soft_sphere(volume.shape[0], mask_radius, 3)
+    return np.maximum(volume, 0) if how == "mask+non-negative" else volume
+
+
+def resolution_statistics(volume: np.ndarray, weight: np.ndarray, T: float, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """tau2 (``mean |P|² / 2``) and data_vs_prior (``T tau2 × mean weight of half 0``) by shell, `(N//2 + 1,)` each.
+
+    `weight` `(N//2 + 1,)`: of half 0. Source: RELION backprojector.cpp:updateSSNRarrays; without avgctf2, since the weight
+    holds CTF²/σ² already.
+    """
+    grid = fourier_grid(volume.shape[0])
+    tau2 = grid.shell_means(np.abs(map_to_fourier(volume)) ** 2, radius) / 2
+    return tau2, T * tau2 * weight

@@ -1,0 +1,291 @@
+"""E-step: the posterior of every particle over class × rotation × shift.
+
+The likelihood is that of white noise on the half-ball (see `imaging.convert` for b and w):
+
+    log L(φ, t) = Re Σ_k conj(A_φ(k)) b(k) e^{−2πi k·t/N} − ½ Σ_k w(k) |A_φ(k)|² + const
+
+It is evaluated by levels. The first scores every admitted coarse orientation and shift of all particles as one matrix
+product per chunk. Each further level scores the eight children of what was significant, particle by particle, with
+rotations shared by all particles. Source of the scheme: RELION ml_optimiser.cpp:getAllSquaredDifferences,
+convertAllSquaredDifferencesToWeights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vdamkit.imaging.projector import Projector
+from vdamkit.sampling.orientations import OrientationGrid
+from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
+
+CHUNK_BYTES = 48 * 2**20  # of one worker's score chunk
+PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_significant`
+ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
+
+
+def rotate_rows(
+    projector: Projector, reference: Any, grid: OrientationGrid, perturbation: float, orientations: np.ndarray,
+    operators: dict | None = None,
+) -> Any:  # fmt: skip
+    """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending.
+
+    `operators`, if given, is filled with the tilt operator of each direction that was used.
+    """
+    rows = projector.backend.xp.empty((len(orientations), len(projector.ball)), projector.complex)
+    directions, psis = np.divmod(orientations, grid.n_psi)
+    present, first = np.unique(directions, return_index=True)
+    tilts = grid.tilts(perturbation, present)
+    ends = np.append(first[1:], len(orientations))
+    for direction, tilt, start, end in zip(present.tolist(), tilts, first, ends, strict=True):
+        matrix = projector.tilt_matrix(tilt)
+        if operators is not None:
+            operators[direction] = matrix
+        slab = projector.tilt(reference, matrix)
+        for row in range(start, end):
+            rows[row] = projector.spin(slab, float(grid.psis[psis[row]]))
+    return rows
+
+
+def interleaved(array: Any, real: np.dtype) -> Any:
+    """Complex `(m, n)` as real `(m, 2 n)`, so that one real matrix product gives Re Σ conj(a) b."""
+    return array.view(real).reshape(len(array), -1)
+
+
+# first level: everything, dense -------------------------------------------------------------------------------------
+
+
+def dense_scores(rows: Any, energy: Any, shifted: Any, weight: Any) -> Any:
+    """Scores without priors of all rotations for some particles.
+
+    rows `(R, n)` complex, energy `(R, n)` = ``|rows|²``, shifted `(p, S, n)` complex = b × phases, weight `(p, n)`.
+    Returns `(R, p, S)` real: one matrix product of ``8 R p S n`` … (4 real multiply-adds per complex pair) operations.
+    """
+    p, s, n = shifted.shape
+    real = energy.dtype
+    scores = interleaved(rows, real) @ interleaved(shifted.reshape(p * s, n), real).T
+    scores = scores.reshape(len(rows), p, s)
+    scores -= 0.5 * (energy @ weight.T)[:, :, None]
+    return scores
+
+
+def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Callable[[float], None]) -> list:
+    """Score the admitted coarse `orientations` (ascending) of every class; candidates or posterior per particle."""
+    level = search.levels[0]
+    last = len(search.levels) == 1
+    projector, xp = search.projector(level.radius), search.backend.xp
+    n, real = len(projector.ball), projector.dtype
+    pieces = _pieces(len(orientations), 64)
+    jobs = [(k, piece) for k in range(len(search.volumes)) for piece in pieces]
+    prepared = search.prepared(level.radius)
+    parts = search.backend.map(
+        lambda job: rotate_rows(projector, prepared[job[0]], level.grid, search.perturbation, orientations[job[1]]),
+        jobs,
+    )
+    rows = xp.concatenate(parts)
+    del parts
+    energy = rows.real**2 + rows.imag**2
+    shifts = np.arange(len(search.shifts(level.fine_shifts)))
+    phases = search.phases(level.radius, level.fine_shifts, shifts)
+    classes = len(search.volumes)
+    log_prior = search.log_prior(level.grid, orientations) + _admission(search, level.grid, orientations)
+    log_rows = (log_prior[:, None] + search.log_class[None, :, None]).reshape(len(log_prior), -1)
+
+    per_chunk = max(1, min(16, CHUNK_BYTES // (len(rows) * len(shifts) * real.itemsize)))
+    per_chunk = min(per_chunk, max(1, CHUNK_BYTES // (len(shifts) * n * 2 * real.itemsize)))
+    chunks = [np.arange(a, min(a + per_chunk, len(batch.index))) for a in range(0, len(batch.index), per_chunk)]
+
+    def score(chunk: np.ndarray) -> list:
+        shifted = batch.masked[chunk][:, None, :n] * phases
+        scores = dense_scores(rows, energy, shifted, batch.weight[chunk][:, :n])
+        out = []
+        for j, i in enumerate(chunk):
+            log_shift = search.log_offset(batch, i, level.fine_shifts, shifts)
+            total = scores[:, j] + xp.asarray(log_rows[batch.centre[i]], real)[:, None] + xp.asarray(log_shift, real)
+            blocks = [
+                Block((k, 0), k, orientations, total[k * len(orientations) : (k + 1) * len(orientations)])
+                for k in range(classes)
+            ]
+            out.append(_conclude(search, blocks, shifts, last))
+        tick(len(chunk) / len(batch.index))
+        return out
+
+    return [item for part in search.backend.map(score, chunks) for item in part]
+
+
+def _pieces(total: int, size: int) -> list[slice]:
+    return [slice(a, min(a + size, total)) for a in range(0, total, size)]
+
+
+def _admission(search: Search, grid: OrientationGrid, orientations: np.ndarray) -> np.ndarray:
+    """0 where a prior centre admits a coarse orientation, else -inf; `(centres, rows)`."""
+    if not search.prior.active:
+        return np.zeros((len(search.centres), len(orientations)))
+    inside = search.prior.within_cut(grid.rotations(0.0, orientations), search.centres, search.symmetry)
+    return np.where(inside, 0.0, -np.inf)
+
+
+# further levels: children of what was significant ------------------------------------------------------------------
+
+
+def next_level(
+    search: Search, batch: Batch, number: int, candidates: list[Candidates], tick: Callable[[float], None]
+) -> list:
+    """Score each particle's candidate orientations (of this level's grid) × shifts; as :func:`first_level`."""
+    level = search.levels[number]
+    last = number == len(search.levels) - 1
+    per_group = directions_per_group(level.grid)
+    members: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+    for i, candidate in enumerate(candidates):
+        group_of = candidate.orientations // level.grid.n_psi // per_group
+        for k, g in sorted(set(zip(candidate.classes.tolist(), group_of.tolist(), strict=True))):
+            mine = np.sort(candidate.orientations[(candidate.classes == k) & (group_of == g)])
+            members.setdefault((k, g), []).append((i, mine))
+    shifts = [_level_shifts(candidate.shifts, level.fine_shifts) for candidate in candidates]
+    search.prepared(level.radius)
+
+    def score(key: tuple[int, int]) -> list[tuple[int, Block]]:
+        out = _score_group(search, batch, level, key, members[key], shifts)
+        tick(1 / len(members))
+        return out
+
+    blocks: list[list[Block]] = [[] for _ in candidates]
+    for part in search.backend.map(score, sorted(members)):
+        for i, block in part:
+            blocks[i].append(block)
+    return search.backend.map(lambda i: _conclude(search, blocks[i], shifts[i], last), range(len(candidates)))
+
+
+def directions_per_group(grid: OrientationGrid) -> int:
+    """How many directions one worker takes at a time: by shape alone, whole families of four."""
+    by_rows = max(1, ROWS_PER_GROUP // (4 * grid.n_psi))
+    by_share = max(1, grid.n_directions // 4 // 8)
+    return 4 * min(by_rows, by_share)
+
+
+def _level_shifts(coarse: np.ndarray, fine: bool) -> np.ndarray:
+    return (8 * coarse[:, None] + np.arange(8)).ravel() if fine else coarse
+
+
+def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members: list, shifts: list) -> list:
+    k = key[0]
+    projector, xp = search.projector(level.radius), search.backend.xp
+    n, real = len(projector.ball), projector.dtype
+    union = np.unique(np.concatenate([mine for _, mine in members]))
+    operators: dict | None = {} if level is search.levels[-1] else None
+    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, operators)
+    if operators is not None:
+        search.keep(key, union, rows, operators)
+    energy = rows.real**2 + rows.imag**2
+    log_rows = search.log_prior(level.grid, union) + search.log_class[k]
+    out = []
+    for i, mine in members:
+        at = np.searchsorted(union, mine)
+        a = rows if len(at) == len(rows) else rows[at]
+        e = energy if len(at) == len(rows) else energy[at]
+        phases = search.phases(level.radius, level.fine_shifts, shifts[i])
+        b = batch.masked[i, :n]
+        if len(shifts[i]) <= len(at):  # modulate the smaller side
+            scores = interleaved(a, real) @ interleaved(phases * b, real).T
+        else:
+            scores = interleaved(a * b.conj(), real) @ interleaved(phases, real).T
+        scores -= 0.5 * (e @ batch.weight[i, :n])[:, None]
+        scores += xp.asarray(log_rows[batch.centre[i], at], real)[:, None]
+        scores += xp.asarray(search.log_offset(batch, i, level.fine_shifts, shifts[i]), real)
+        out.append((i, Block(key, k, mine, scores)))
+    return out
+
+
+# weights ------------------------------------------------------------------------------------------------------------
+
+
+def _conclude(search: Search, blocks: list[Block], shifts: np.ndarray, last: bool) -> Any:
+    """Normalise one particle's scores: candidates for the next level, or the posterior on the last."""
+    peak = max(float(block.scores.max()) for block in blocks)
+    total = 0.0
+    for block in blocks:
+        block.scores = search.backend.asnumpy(block.scores)
+        np.subtract(block.scores, peak, out=block.scores)
+        np.exp(block.scores, out=block.scores)
+        total += float(block.scores.sum(dtype=np.float64))
+    if not last:
+        return _candidates(search, blocks, shifts, total)
+    flat = np.concatenate([block.scores.ravel() for block in blocks])
+    top = _top(flat, search.adaptive_fraction * total, len(flat))
+    threshold = flat[top[-1]]
+    posterior = Posterior([], shifts, peak + np.log(total), n_significant=len(top))
+    for block in blocks:
+        weights = np.where(block.scores >= threshold, block.scores / total, 0)
+        rows = weights.any(1)
+        if rows.any():
+            kept = Block(block.group, block.class_index, block.orientations[rows], weights[rows])
+            posterior.blocks.append(kept)
+            at = np.unravel_index(kept.scores.argmax(), kept.scores.shape)
+            if kept.scores[at] > posterior.pmax:
+                posterior.pmax = float(kept.scores[at])
+                posterior.best = (block.class_index, int(kept.orientations[at[0]]), int(at[1]))
+    return posterior
+
+
+def _top(weights: np.ndarray, target: float, cap: int) -> np.ndarray:
+    """Indices of the largest weights (the peak is 1) that together reach `target`, largest first; at most `cap`."""
+    for floor in (1e-3, 1e-6, -1.0):
+        some = np.flatnonzero(weights > floor)
+        top = some[np.argsort(-weights[some], kind="stable")] if len(some) <= 4 * cap or floor < 0 else some
+        if len(top) > cap:
+            best = some[np.argpartition(-weights[some], cap - 1)[:cap]]
+            top = best[np.argsort(-weights[best], kind="stable")]
+        cumulative = np.cumsum(weights[top], dtype=np.float64)
+        if cumulative[-1] >= target or len(top) == cap or floor < 0:
+            return top[: min(int(np.searchsorted(cumulative, target)) + 1, len(top))]
+    raise AssertionError("unreachable")
+
+
+def _candidates(search: Search, blocks: list[Block], shifts: np.ndarray, total: float) -> Candidates:
+    """Orientations × shifts worth refining: those of the best samples, taken in order of weight.
+
+    It stops at `adaptive_fraction` of the posterior or `max_significant` samples per class (RELION's two rules), and, as the
+    children of all pairs are scored, also before orientations × shifts exceeds PAIRS times that number.
+    """
+    flat = np.concatenate([block.scores.ravel() for block in blocks])
+    cap = min(search.max_significant * len(search.volumes), len(flat))
+    top = _top(flat, search.adaptive_fraction * total, cap)
+    count = len(top)
+    row, shift = np.divmod(top, len(shifts))
+    new_row, new_shift = np.zeros(count, int), np.zeros(count, int)
+    new_row[np.unique(row, return_index=True)[1]] = 1
+    new_shift[np.unique(shift, return_index=True)[1]] = 1
+    fits = np.cumsum(new_row) * np.cumsum(new_shift) <= PAIRS * search.max_significant * len(search.volumes)
+    used = max(1, int(fits.sum()))
+    rows = np.unique(row[:used])
+    classes = np.concatenate([np.full(len(block.orientations), block.class_index) for block in blocks])
+    orientations = np.concatenate([block.orientations for block in blocks])
+    return Candidates(classes[rows], orientations[rows], shifts[np.unique(shift[:used])])
+
+
+def children(grid: OrientationGrid, candidates: Candidates) -> Candidates:
+    """The same candidates, eight children each, on the grid of the next order."""
+    kids = grid.children_of(candidates.orientations)
+    return Candidates(np.repeat(candidates.classes, 8), kids.ravel(), candidates.shifts)
+
+
+def run_search(search: Search, batch: Batch, start: list[Candidates] | None, tick: Callable[[float], None]) -> list:
+    """All levels for a batch of particles; a :class:`Posterior` each.
+
+    `start`: per-particle candidates on the first level's grid (a local search), or None for everything admitted.
+    """
+    share = 1 / len(search.levels)
+    if start is None:
+        grid = search.levels[0].grid
+        everything = np.arange(len(grid))
+        admitted = np.isfinite(_admission(search, grid, everything)).any(0)
+        found = first_level(search, batch, everything[admitted], lambda f: tick(f * share))
+    else:
+        found = next_level(search, batch, 0, start, lambda f: tick(f * share))
+    for number in range(1, len(search.levels)):
+        grid = search.levels[number - 1].grid
+        down = [children(grid, item) for item in found]
+        found = next_level(search, batch, number, down, lambda f: tick(f * share))
+    return found

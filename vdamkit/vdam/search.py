@@ -1,0 +1,176 @@
+"""What a mini-batch searches: levels of orientation grids, candidates, priors, and what all particles share."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from vdamkit.backend import Backend
+from vdamkit.imaging.projector import Projector, get_projector
+from vdamkit.sampling.orientations import OrientationGrid, angular_step, orientation_grid
+from vdamkit.sampling.priors import OrientationPrior
+
+KEPT_BYTES = 400 * 2**20  # of the last level's rotated references, kept for the M-step
+
+
+@dataclass(frozen=True)
+class Level:
+    """One pass: an orientation grid, the half-ball it is scored on, and whether shifts are oversampled."""
+
+    grid: OrientationGrid
+    radius: int
+    fine_shifts: bool
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What is still in play for one particle: orientations of the level's grid (per class) and coarse shifts."""
+
+    classes: np.ndarray  # (m,)
+    orientations: np.ndarray  # (m,)
+    shifts: np.ndarray  # (s,) indices of coarse shifts
+
+
+@dataclass
+class Block:
+    """Scores of one particle in one group of rotations: log-posterior, later weights; `(rows, shifts)`."""
+
+    group: tuple[int, int]
+    class_index: int
+    orientations: np.ndarray  # (rows,) in the level's grid, ascending
+    scores: np.ndarray
+
+
+@dataclass
+class Posterior:
+    """One particle's posterior on the last level."""
+
+    blocks: list[Block]
+    shifts: np.ndarray  # (s,) indices into the mini-batch's table of shifts
+    log_evidence: float = 0.0
+    best: tuple[int, int, int] = (0, 0, 0)  # class, orientation, shift index into `shifts`
+    pmax: float = 0.0
+    n_significant: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Particles of one mini-batch, ready for scoring: everything already divided by the noise variance.
+
+    Arrays are on the half-ball of the current radius; b is moved by the particle's last offset.
+    """
+
+    index: np.ndarray  # (p,) particle numbers
+    masked: Any  # (p, n) complex, b / sigma², Friedel weights applied, k = 0 left out
+    unmasked: Any  # (p, n) complex, the same of the unmasked images, k = 0 kept
+    weight: Any  # (p, n) real, w / sigma², Friedel weights applied
+    offsets: np.ndarray  # (p, 3) px, last offset
+    offset_priors: np.ndarray  # (p, 3) px
+    centre: np.ndarray  # (p,) row of each particle among the prior centres
+
+
+@dataclass(frozen=True)
+class Search:
+    """What all particles of a mini-batch share."""
+
+    box: int
+    backend: Backend
+    dtype: str
+    levels: tuple[Level, ...]
+    perturbation: float  # degrees δ of A(δ, δ, δ)
+    coarse_shifts: np.ndarray  # (s, 3) px, perturbed
+    child_offsets: np.ndarray  # (8, 3) px
+    prior: OrientationPrior
+    centres: np.ndarray  # (c, 3) degrees
+    symmetry: str
+    sigma_offset: float  # px
+    log_class: np.ndarray  # (K,)
+    adaptive_fraction: float
+    max_significant: int
+    volumes: np.ndarray  # (K, box, box, box)
+    references: dict = field(default_factory=dict, repr=False)  # radius -> prepared references; filled on demand
+    tables: dict = field(default_factory=dict, repr=False)
+    lock: Any = field(default_factory=threading.Lock, repr=False)
+    kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows, tilt operators), for the M-step
+
+    def projector(self, radius: int) -> Projector:
+        return get_projector(self.box, radius, self.dtype, self.backend)
+
+    def prepared(self, radius: int) -> list[Any]:
+        """References of all classes, transformed for a half-ball of `radius`."""
+        if radius not in self.references:
+            projector = self.projector(radius)
+            self.references[radius] = [projector.prepare(volume) for volume in self.volumes]
+        return self.references[radius]
+
+    def shifts(self, fine: bool) -> np.ndarray:
+        """Shifts in px `(n, 3)`; fine shift ``8 s + c`` is child c of coarse shift s."""
+        if not fine:
+            return self.coarse_shifts
+        return (self.coarse_shifts[:, None] + self.child_offsets).reshape(-1, 3)
+
+    def phases(self, radius: int, fine: bool, subset: np.ndarray) -> Any:
+        """Phase factors `(len(subset), n)` of some shifts; `subset` ascending. Rows are computed once and kept."""
+        projector = self.projector(radius)
+        shifts = self.shifts(fine)
+        key = (radius, fine)
+        with self.lock:
+            if key not in self.tables:
+                empty = self.backend.xp.empty((len(shifts), len(projector.ball)), projector.complex)
+                self.tables[key] = (empty, np.zeros(len(shifts), bool))
+            table, known = self.tables[key]
+            missing = subset[~known[subset]]
+            if len(missing):
+                table[missing] = self.backend.xp.asarray(projector.ball.phases(shifts[missing], self.box, projector.complex))
+                known[missing] = True
+        return table if len(subset) == len(table) else table[subset]
+
+    def keep(self, key: tuple, orientations: np.ndarray, rows: Any, operators: dict) -> None:
+        """Keep a group's rotated references for the M-step while there is room; without them it computes them again."""
+        size = rows.nbytes + sum(matrix.data.nbytes + matrix.indices.nbytes for matrix, _ in operators.values())
+        if size + sum(item[3] for item in list(self.kept.values())) <= KEPT_BYTES:
+            self.kept[key] = (orientations, rows, operators, size)
+
+    def log_offset(self, batch: Batch, i: int, fine: bool, subset: np.ndarray) -> np.ndarray:
+        """Log prior of particle i's offset (last offset + shift); centred on rlnOrigin*Prior or 0, in Å as it should
+        be (RELION mixes px and Å)."""
+        away = batch.offsets[i] + self.shifts(fine)[subset] - batch.offset_priors[i]
+        return -0.5 * (away**2).sum(1) / self.sigma_offset**2
+
+    def log_prior(self, grid: OrientationGrid, orientations: np.ndarray) -> np.ndarray:
+        """Log prior `(centres, rows)` at the orientations actually scored, i.e. after the perturbation."""
+        if not self.prior.active:
+            return np.zeros((len(self.centres), len(orientations)))
+        rotations = grid.rotations(self.perturbation, orientations)
+        return -0.5 * self.prior.distance(rotations, self.centres, self.symmetry)
+
+
+def coarse_radius(box: int, pixel_size: float, mask_diameter: float, step: float, limit: int) -> int:
+    """Half-ball radius that an angular `step` (degrees) can resolve; 1.2 is a safety factor.
+
+    Source: RELION ml_optimiser.cpp:updateImageSizeAndResolutionPointers.
+    """
+    resolution = np.pi * mask_diameter * step / 360 / 1.2
+    return min(limit, max(4, int(np.ceil(pixel_size * box / resolution))))
+
+
+def plan_levels(
+    order: int, symmetry: str, *, box: int, pixel_size: float, mask_diameter: float, radius: int, adaptive: bool
+) -> tuple[Level, ...]:
+    """The passes for a HEALPix order: coarse, then children; or one exhaustive pass at the oversampled step.
+
+    Starts no finer than order 2 (15°); order 3 is reached through it, so that no pass scores more than some thousand
+    orientations of every particle.
+    """
+    start = min(order, 2)
+    grids = [orientation_grid(start, symmetry)]
+    while grids[-1].order < order + 1:
+        grids.append(grids[-1].children)
+    if not adaptive:
+        return (Level(grids[-1], radius, True),)
+    radii = [coarse_radius(box, pixel_size, mask_diameter, angular_step(g.order), radius) for g in grids[:-1]]
+    levels = [Level(g, r, False) for g, r in zip(grids, radii, strict=False)]
+    return (*levels, Level(grids[-1], radius, True))

@@ -1,0 +1,175 @@
+"""Did it converge, and is the map more than a blob? In plain words, with figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdamkit.imaging.fsc import resolution_at, transform_fsc
+from vdamkit.imaging.halfball import map_to_fourier
+from vdamkit.sampling.euler import euler_to_matrix
+from vdamkit.sampling.priors import OrientationPrior
+from vdamkit.vdam.schedule import current_radius
+from vdamkit.vdam.start import Particles
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement on a run; ``print(verdict)`` is meant for people."""
+
+    good: bool
+    figures: dict[str, float]
+    sentences: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def __str__(self) -> str:
+        head = "The map looks trustworthy." if self.good else "Look twice before you use this map."
+        lines = [head, *(f"  · {s}" for s in self.sentences)]
+        if self.advice:
+            lines += ["What to try:", *(f"  → {a}" for a in self.advice)]
+        return "\n".join(lines)
+
+
+def judge(session, other=None) -> Verdict:
+    """See :meth:`vdamkit.Session.verdict`."""
+    figures: dict[str, float] = {}
+    said: list[str] = []
+    advice: list[str] = []
+    good = [
+        _agreement(session, figures, said, advice),
+        _convergence(session, figures, said, advice),
+        _detail(session, figures, said, advice),
+        _visits(session, figures, said, advice),
+        _prior(session, figures, said, advice),
+    ]
+    if other is not None:
+        good.append(_second_seed(session, other, figures, said, advice))
+    return Verdict(all(good), figures, tuple(said), tuple(advice))
+
+
+def _agreement(session, figures: dict, said: list, advice: list) -> bool:
+    """FSC of the two pseudo-halves' targets: map plus first moment, i.e. where each half alone would move the map.
+
+    Poses are shared, so this is a check and no proof. Beyond the radius in use there is nothing to compare.
+    """
+    state = session.state
+    k = int(np.argmax(state.class_probability))
+    box, px = session.particles.box, session.pixel_size
+    m0, m1 = state.moment1[k].astype(np.complex128)
+    if not m0.any():
+        said.append("No mini-batch has run yet.")
+        advice.append("run some mini-batches, then ask again")
+        return False
+    reference = map_to_fourier(state.maps[k].astype(np.float64))
+    radius = current_radius(state.resolution_shell, session.settings, box)
+    curve = transform_fsc(m0 + reference, m1 + reference, radius)
+    resolution = box * px / state.resolution_shell
+    figures["resolution"] = resolution
+    figures["half_resolution"] = resolution_at(curve, 0.5, box, px)
+    said.append(
+        f"Resolution {resolution:.1f} Å by the signal-to-noise of the moments; the two pseudo-halves' targets agree "
+        f"(FSC 0.5) to {figures['half_resolution']:.1f} Å."
+    )
+    # the first shells agree in any blob; a quarter of the mask's diameter is detail
+    if figures["half_resolution"] > session.settings.mask_diameter / 4:
+        advice.append("more mini-batches, or check the CTF and the handedness of the tilt series: the halves do not agree")
+        return False
+    return True
+
+
+def _convergence(session, figures: dict, said: list, advice: list) -> bool:
+    reports = session.reports()[-10:]
+    if len(reports) < 5:
+        said.append(f"Only {len(reports)} mini-batch(es) on record here; too few to judge convergence.")
+        return session.iteration >= session.settings.mini_batches
+    figures["angle_change"] = float(np.nanmedian([r.angle_change for r in reports]))
+    figures["pmax"] = float(np.mean([r.pmax for r in reports]))
+    step = 60 / 2 ** reports[-1].healpix_order / 2
+    said.append(
+        f"Over the last {len(reports)} mini-batches a particle turned by {figures['angle_change']:.1f}° (median; the grid's "
+        f"step is {step:g}°) and its best pose held {100 * figures['pmax']:.0f} % of the posterior."
+    )
+    settled = not figures["angle_change"] > 2.5 * step
+    if not settled:
+        advice.append("more mini-batches: orientations still change by more than the grid's step")
+    return settled
+
+
+def _detail(session, figures: dict, said: list, advice: list) -> bool:
+    resolution, diameter = figures.get("resolution", np.inf), session.settings.mask_diameter
+    figures["detail"] = diameter / resolution
+    if figures["detail"] >= 4:
+        said.append(f"The map resolves 1/{figures['detail']:.0f} of the mask's diameter: more than a blob.")
+        return True
+    said.append(f"The map resolves only 1/{figures['detail']:.1f} of the mask's diameter: it may be a blob.")
+    advice.append("another seed, a smaller mask, a larger T, or more particles")
+    return False
+
+
+def _visits(session, figures: dict, said: list, advice: list) -> bool:
+    seen = session.state.poses.class_number > 0
+    figures["visited"] = float(seen.mean())
+    bad = len(session.state.bad_particles)
+    if bad:
+        said.append(f"{bad} of {len(seen)} particles were left out because their files cannot be used.")
+    if not seen.all():
+        said.append(f"{(~seen).sum()} of {len(seen)} particles were never drawn.")
+        advice.append("score_all() (vdamkit run --score-all) gives every particle a pose against the final map")
+    return True
+
+
+def _prior(session, figures: dict, said: list, advice: list) -> bool:
+    """Occupancy of the tilt prior, and signs of the upside-down ghost that a tilt prior alone permits."""
+    settings, state = session.settings, session.state
+    prior = OrientationPrior(settings.rot_prior_width, settings.tilt_prior_width, settings.psi_prior_width)
+    source: Particles = session._source
+    seen = state.poses.class_number > 0
+    if not prior.active or not seen.any():
+        return True
+    ok = True
+    if prior.tilt is not None:
+        centre = source.angle_priors[seen, 1]
+        away = np.abs(state.poses.angles[seen, 1] - np.where(np.isnan(centre), state.poses.angles[seen, 1], centre))
+        figures["tilt_prior_spread"] = float(np.sqrt(np.mean(away**2)))
+        said.append(
+            f"Tilt angles lie {figures['tilt_prior_spread']:.1f}° (rms) from their prior of width {prior.tilt:g}°."
+        )
+        if figures["tilt_prior_spread"] > 1.8 * prior.tilt:
+            ok = False
+            advice.append("a wider tilt prior: particles pile up at its edge")
+    if prior.tilt is not None and prior.psi is None and not np.isnan(source.angle_priors[seen, 2]).all():
+        share = upside_down_share(state.poses.angles[seen], source.angle_priors[seen])
+        figures["upside_down"] = share
+        if share > 0.1:
+            said.append(
+                f"{100 * share:.0f} % of the particles point against the others relative to their picked normal: with a tilt "
+                "prior alone psi is free, so the normal's sign is, and a faint upside-down ghost may be in the map."
+            )
+            advice.append("a psi prior (psi_prior_width=10, --sigma-psi 10), which keeps the sign of the normal")
+            ok = ok and share < 0.35
+    return ok
+
+
+def upside_down_share(angles: np.ndarray, priors: np.ndarray) -> float:
+    """Share (0 … 0.5) of particles whose z axis points into the minority hemisphere of the prior's z axis.
+
+    `angles`, `priors` `(n, 3)` degrees; nan priors count as the angle 0 for rot, 90 for tilt, 0 for psi.
+    """
+    filled = np.where(np.isnan(priors), [0.0, 90.0, 0.0], priors)
+    z = euler_to_matrix(angles)[:, :, 2]
+    z0 = euler_to_matrix(filled)[:, :, 2]
+    up = float(((z * z0).sum(1) > 0).mean())
+    return min(up, 1 - up)
+
+
+def _second_seed(session, other, figures: dict, said: list, advice: list) -> bool:
+    from vdamkit.compare import align
+
+    match = align(session.map, other.map, session.pixel_size, radius=session.settings.mask_diameter / 2)
+    figures["second_seed_resolution"] = match.resolution
+    said.append(f"The other run's map agrees with this one (FSC 0.5) to {match.resolution:.1f} Å after rigid alignment.")
+    if match.resolution > session.settings.mask_diameter / 4:
+        advice.append("a third seed: two runs do not agree, so at least one is wrong")
+        return False
+    return True
