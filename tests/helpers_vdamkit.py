@@ -156,7 +156,8 @@ def grid_row(search, reference, r: int) -> np.ndarray:
     projector, grid = search.projector(level.radius), level.grid
     direction, psi = divmod(int(r), grid.n_psi)
     tilt = grid.tilts(search.perturbation)[direction]
-    return projector.spin(projector.tilt(reference, projector.tilt_matrix(tilt)), float(grid.psis[psi]))
+    slab = projector.tilt(reference, projector.tilt_operator(tilt[None]))[0]
+    return projector.spin(slab, float(grid.psis[psi]), np.empty(len(projector.ball), projector.complex))
 
 
 def grid_rows(search) -> np.ndarray:

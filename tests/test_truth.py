@@ -46,15 +46,12 @@ def reconstruct(star: Path, angles: np.ndarray, offsets: np.ndarray, symmetry: s
     radius = particles.box // 2
     projector = get_projector(particles.box, radius, "float32", CPU)
     ball = projector.ball
-    data = np.zeros((2, projector.grid.size), np.complex64)
-    weight = np.zeros((2, projector.grid.size), np.float32)
+    cubes = np.zeros((2, 3, projector.grid.size), np.float32)
     for i, item in enumerate(source.fetch(np.arange(len(particles)), radius)[0]):
         values = item.unmasked * ball.phases(offsets[i] / particles.pixel_size, particles.box)[0] * ball.weight
         weights = np.maximum(item.weight, 0) * ball.weight
-        cube = projector.scatter(euler_to_matrix(angles[i]), values, weights)
-        data[i % 2] += np.ascontiguousarray(cube[:, :2]).view(np.complex64).ravel()
-        weight[i % 2] += cube[:, 2]
-    return fourier_to_map(half_gradients(projector.grid, data, weight, symmetry, radius, CPU).d.mean(0))
+        cubes[i % 2] += projector.scatter(euler_to_matrix(angles[i]), values, weights)
+    return fourier_to_map(half_gradients(projector.grid, cubes, symmetry, radius, CPU).d.mean(0))
 
 
 @needs_reference

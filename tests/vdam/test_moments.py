@@ -9,7 +9,6 @@ from vdamkit.imaging.fsc import fsc
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.imaging.projector import Projector
-from vdamkit.vdam.accumulate import split_cube
 from vdamkit.vdam.moments import (
     HalfGradients,
     apply_solvent,
@@ -182,19 +181,16 @@ def test_solvent(how):
 def scattered(
     projector: Projector, rotations: np.ndarray, truth: Blobs, volume: np.ndarray, noise: float = 0.0
 ):
-    """Data and weight `(2, size)` of noise-free particles at known rotations, residuals against `volume`."""
+    """Half cubes `(2, 3, size)` of noise-free particles at known rotations, residuals against `volume`."""
     rng = np.random.default_rng(0)
     ball, prepared = projector.ball, projector.prepare(volume)
-    data = np.zeros((2, projector.grid.size), projector.complex)
-    weight = np.zeros(data.shape, projector.dtype)
+    cubes = np.zeros((2, 3, projector.grid.size), projector.dtype)
     for i, rotation in enumerate(rotations):
         w = ball.weight * (0.2 + np.cos(0.4 * np.linalg.norm(ball.k, axis=1) + i) ** 2)
         a = truth.turned(rotation).transform(ball.k, BOX) - projector.rotate(prepared, rotation)
         a = a + noise * (rng.normal(size=(len(ball), 2)) @ [1, 1j]) / np.sqrt(w)
-        cube = projector.scatter(rotation, w * a, w)
-        data[i % 2] += split_cube(cube, projector.complex)
-        weight[i % 2] += cube[:, 2]
-    return data, weight
+        cubes[i % 2] += projector.scatter(rotation, w * a, w)
+    return cubes
 
 
 PROJECTOR = Projector(BOX, RADIUS, np.float64, CPU)
@@ -206,8 +202,8 @@ def test_gradient_leads_to_the_object():
     volume, errors = np.zeros((BOX,) * 3), []
     truth = fourier_to_map(np.where(INSIDE, map_to_fourier(OBJECT.map(BOX)), 0))
     for _ in range(6):
-        data, weight = scattered(PROJECTOR, ROTATIONS, OBJECT, volume)
-        d = half_gradients(PROJECTOR.grid, data, weight, "C1", RADIUS, CPU).d
+        cubes = scattered(PROJECTOR, ROTATIONS, OBJECT, volume)
+        d = half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).d
         volume = fourier_to_map(np.where(INSIDE, map_to_fourier(volume) + d.mean(0), 0)) * soft_sphere(
             BOX, 5, 3, 2.0
         )
@@ -221,26 +217,26 @@ def test_gradient_of_a_perfect_map_is_small():
     volume = OBJECT.map(BOX)
     ends = []
     for start in (0 * volume, volume):
-        data, weight = scattered(PROJECTOR, ROTATIONS, OBJECT, start)
+        cubes = scattered(PROJECTOR, ROTATIONS, OBJECT, start)
         ends.append(
-            np.linalg.norm(half_gradients(PROJECTOR.grid, data, weight, "C1", RADIUS, CPU).d[:, INSIDE])
+            np.linalg.norm(half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).d[:, INSIDE])
         )
     assert ends[1] < 0.1 * ends[0]
 
 
 def test_gradient_does_not_depend_on_the_grey_scale_or_the_number_of_particles():
-    data, weight = scattered(PROJECTOR, ROTATIONS[:20], OBJECT, np.zeros((BOX,) * 3))
-    base = half_gradients(PROJECTOR.grid, data, weight, "C1", RADIUS, CPU)
+    cubes = scattered(PROJECTOR, ROTATIONS[:20], OBJECT, np.zeros((BOX,) * 3))
+    base = half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU)
     for s in (1e-3, 7.0, 1e3):
-        other = half_gradients(PROJECTOR.grid, s * data, s * weight, "C1", RADIUS, CPU)
+        other = half_gradients(PROJECTOR.grid, s * cubes, "C1", RADIUS, CPU)
         np.testing.assert_allclose(other.d, base.d, atol=1e-9 * np.abs(base.d).max())
         np.testing.assert_allclose(other.weight, s * base.weight, rtol=1e-9)
 
 
 def test_weight_is_the_information_of_the_particles():
     """Mean weight of a shell x voxels of the shell = sum of w over the particles of the half."""
-    data, weight = scattered(PROJECTOR, ROTATIONS, OBJECT, np.zeros((BOX,) * 3))
-    found = half_gradients(PROJECTOR.grid, data, weight, "C1", RADIUS, CPU).weight
+    cubes = scattered(PROJECTOR, ROTATIONS, OBJECT, np.zeros((BOX,) * 3))
+    found = half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).weight
     ball = PROJECTOR.ball
     k = np.linalg.norm(ball.k, axis=1)
     wanted = sum(ball.shell_means(0.2 + np.cos(0.4 * k + i) ** 2) for i in range(0, 60, 2))
@@ -249,11 +245,13 @@ def test_weight_is_the_information_of_the_particles():
 
 def test_completed_plane_is_hermitian():
     grid = PROJECTOR.grid
-    cubes = np.random.default_rng(1).normal(size=(2, grid.size, 2)) @ [1, 1j]
-    done = complete(grid, cubes).reshape(2, *grid.shape)
-    plane = done[..., 0]
-    np.testing.assert_allclose(plane, plane[:, ::-1, ::-1].conj())
-    np.testing.assert_array_equal(done[..., 1:], cubes.reshape(2, *grid.shape)[..., 1:])
+    cubes = np.random.default_rng(1).normal(size=(2, 3, grid.size))
+    done = complete(grid, cubes).reshape(2, 3, *grid.shape)
+    real, imaginary, weight = done.swapaxes(0, 1)[..., 0]
+    np.testing.assert_allclose(real, real[:, ::-1, ::-1])
+    np.testing.assert_allclose(imaginary, -imaginary[:, ::-1, ::-1])
+    np.testing.assert_allclose(weight, weight[:, ::-1, ::-1])
+    np.testing.assert_array_equal(done[..., 1:], cubes.reshape(2, 3, *grid.shape)[..., 1:])
 
 
 def turned_map(volume: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -283,9 +281,9 @@ def test_symmetrised_gradient_is_invariant(group, tolerance):
     but for the crop to an even box."""
     from vdamkit.sampling.point_groups import operators
 
-    data, weight = scattered(PROJECTOR, ROTATIONS[:10], OBJECT, np.zeros((BOX,) * 3))
-    d = half_gradients(PROJECTOR.grid, data, weight, group, RADIUS, CPU).d
-    plain = half_gradients(PROJECTOR.grid, data, weight, "C1", RADIUS, CPU).d
+    cubes = scattered(PROJECTOR, ROTATIONS[:10], OBJECT, np.zeros((BOX,) * 3))
+    d = half_gradients(PROJECTOR.grid, cubes, group, RADIUS, CPU).d
+    plain = half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).d
     r = np.sqrt((np.stack(np.indices((BOX,) * 3) - BOX // 2) ** 2).sum(0))
     core = r < 5
     volume, free = (fourier_to_map(np.where(INSIDE, x[0], 0)) for x in (d, plain))
@@ -297,17 +295,17 @@ def test_symmetrised_gradient_is_invariant(group, tolerance):
 
 def test_symmetrising_in_c1_changes_nothing():
     grid = PROJECTOR.grid
-    cubes = np.random.default_rng(2).normal(size=(2, grid.size, 2)) @ [1, 1j]
+    cubes = np.random.default_rng(2).normal(size=(2, 3, grid.size))
     np.testing.assert_array_equal(symmetrise(grid, cubes, "C1", CPU), cubes)
 
 
 def test_symmetrising_sums():
     """A constant becomes the number of operators times itself inside the radius."""
     grid = PROJECTOR.grid
-    ones = np.ones((1, grid.size), complex)
+    ones = np.ones((3, grid.size))
     line = np.arange(-grid.half_width, grid.half_width + 1)
     k = np.sqrt(
         (line[:, None, None] ** 2 + line[None, :, None] ** 2 + np.arange(grid.half_width + 2) ** 2).ravel()
     )
-    summed = symmetrise(grid, ones, "D3", CPU)[0]
-    np.testing.assert_allclose(summed[k < 2 * RADIUS], 6, atol=1e-9)
+    summed = symmetrise(grid, ones, "D3", CPU)[[0, 2]]
+    np.testing.assert_allclose(summed[:, k < 2 * RADIUS], 6, atol=1e-9)

@@ -8,15 +8,17 @@ unmasked (gradient), as in RELION (ml_optimiser.cpp:getFourierTransformsAndCtfs)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy.fft
 
+from vdamkit.backend import get_backend
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.imaging.halfball import HalfBall, gather_half_ball, half_ball
 from vdamkit.imaging.masks import blend_outside, soft_sphere
-from vdamkit.imaging.projector import PAD, PaddedGrid, trilinear
-from vdamkit.io.particle import Optics, TiltStack, Volume
+from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, trilinear, waves
+from vdamkit.io.particle import TiltStack, Volume
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean: below it a voxel of a pseudo-subtomogram counts as not measured
 MULTIPLICITY_FLOOR = 0.01  # RELION --subtomo_multi_thr
@@ -70,48 +72,55 @@ def _finish(b: list[np.ndarray], w: np.ndarray, options: ImagingOptions) -> Half
 # 2D stacks ----------------------------------------------------------------------------------------------------------
 
 
-def _sample_plane(box: int, pixel_size: float, model_extent: float, limit: float) -> tuple[np.ndarray, ...]:
-    """Half-plane samples of a padded image, and where they lie in the model's padded grid.
+@dataclass(frozen=True)
+class _Plane:
+    """Half-plane samples of a padded image; (n,) of them."""
 
-    Returns row and column in the rfft2 array, frequencies (1/Å, `(n, 2)` xy), positions in the padded grid `(n, 3)`.
-    """
-    n = PAD * box
-    ky, kx = np.meshgrid(np.rint(np.fft.fftfreq(n) * n), np.arange(n // 2 + 1), indexing="ij")
+    rows: np.ndarray  # (n,) ky and
+    columns: np.ndarray  # (n,) kx of each, as indices into the transform below
+    frequencies: np.ndarray  # (n, 2) xy, 1/Å
+    at: np.ndarray  # (3, n) xyz, where they lie in the model's padded grid
+    along_y: np.ndarray  # (ky, box) complex, transform of a column
+    along_x: np.ndarray  # (box, 2 kx) real: of a row, real and imaginary parts interleaved
+
+
+@lru_cache(maxsize=16)
+def _sample_plane(box: int, pixel_size: float, model_box: int, model_pixel_size: float, dtype: str) -> _Plane:
+    """Samples of an image of one optics group that the insertion grid of the model has room for."""
+    model_extent, limit, n = model_box * model_pixel_size, PAD * model_box / 2 - 1, PAD * box
+    ky, kx = np.meshgrid(np.arange(-n // 2 + 1, n // 2), np.arange(n // 2), indexing="ij")
     k = np.stack([kx, ky], -1)
     position = k * (model_extent / (box * pixel_size))
     keep = ((position**2).sum(-1) < limit**2) & ((k**2).sum(-1) < (n // 2 - 1) ** 2)
     keep &= ~((kx == 0) & (ky < 0))  # the mate of a listed sample
     rows, columns = np.nonzero(keep)
-    at = np.concatenate([position[keep], np.zeros((len(rows), 1))], 1)
-    return rows, columns, k[keep] / (n * pixel_size), at
+    at = np.concatenate([position[keep].T, np.zeros((1, len(rows)))])
+    low, high = rows.min(), rows.max() + 1
+    pixels = np.arange(box) - box // 2
+    along_y = waves(ky[low:high, 0], pixels, n, dtype) / box**2
+    along_x = np.ascontiguousarray(waves(np.arange(columns.max() + 1), pixels, n, dtype).T).view(dtype)
+    return _Plane(rows - low, columns, k[keep] / (n * pixel_size), at, along_y, along_x)
 
 
 def stack_ctf(stack: TiltStack, frequencies: np.ndarray, options: ImagingOptions) -> np.ndarray:
-    """CTF × dose envelope of every tilt at `frequencies` `(n, 2)` in 1/Å; `(n_tilts, n)`.
+    """CTF × dose envelope of every tilt at `frequencies` `(n, 2)` in 1/Å; `(n_tilts, n)` float64.
 
     All ones without CTF correction. Source: RELION ml_optimiser.cpp:getFourierTransformsAndCtfs, ctf.h:getCTF.
     """
-    optics, n = stack.optics, len(stack.images)
+    optics = stack.optics
     if not options.correct_ctf or optics.ctf_corrected:
-        return np.ones((n, len(frequencies)))
+        return np.ones((len(stack.images), len(frequencies)))
     fx, fy = frequencies.T
-    k = np.hypot(fx, fy)
-    out = np.empty((n, len(frequencies)))
-    for f in range(n):
-        out[f] = ctf(
-            fx, fy, defocus_u=stack.defocus_u[f], defocus_v=stack.defocus_v[f], defocus_angle=stack.defocus_angle[f],
-            voltage_kv=optics.voltage_kv, cs_mm=optics.cs_mm, amplitude_contrast=optics.amplitude_contrast,
-            phase_shift=stack.phase_shift[f], scale=stack.ctf_scale[f], intact_first_peak=options.intact_first_peak,
-        ) * dose_envelope(k, stack.dose[f], b_factor_per_dose=stack.b_factor_per_dose)  # fmt: skip
-    return out
-
-
-def _padded_transform(images: np.ndarray) -> np.ndarray:
-    n, box = images.shape[0], images.shape[-1]
-    padded = np.zeros((n, PAD * box, PAD * box), images.dtype)
-    start = PAD * box // 2 - box // 2
-    padded[:, start : start + box, start : start + box] = images
-    return scipy.fft.rfft2(np.fft.ifftshift(padded, axes=(1, 2))) / box**2
+    column = {
+        name: getattr(stack, name)[:, None]
+        for name in ("defocus_u", "defocus_v", "defocus_angle", "phase_shift", "ctf_scale", "dose")
+    }
+    transfer = ctf(
+        fx, fy, defocus_u=column["defocus_u"], defocus_v=column["defocus_v"], defocus_angle=column["defocus_angle"],
+        voltage_kv=optics.voltage_kv, cs_mm=optics.cs_mm, amplitude_contrast=optics.amplitude_contrast,
+        phase_shift=column["phase_shift"], scale=column["ctf_scale"], intact_first_peak=options.intact_first_peak,
+    )  # fmt: skip
+    return transfer * dose_envelope(np.hypot(fx, fy), column["dose"], b_factor_per_dose=stack.b_factor_per_dose)
 
 
 def _from_stack(stack: TiltStack, options: ImagingOptions) -> HalfBallParticle:
@@ -120,52 +129,39 @@ def _from_stack(stack: TiltStack, options: ImagingOptions) -> HalfBallParticle:
     box, pixel = optics.box, optics.pixel_size
     extent = options.box * options.pixel_size
     grid = _insertion_grid(options.box, options.dtype)
-    rows, columns, frequencies, at = _sample_plane(box, pixel, extent, PAD * options.box / 2 - 1)
+    plane = _sample_plane(box, pixel, options.box, options.pixel_size, options.dtype)
     mask = soft_sphere(box, options.mask_diameter / (2 * pixel), 2)
     images = stack.images.astype(real, copy=False)
-    transfer = stack_ctf(stack, frequencies, options)
+    transfer = stack_ctf(stack, plane.frequencies, options)
     # projected density keeps its grey value at any pixel size, so transforms scale with the area of the box
     scale = options.box * (extent / (box * pixel)) ** 2
     density = (extent / (box * pixel)) ** 2 / PAD**2
-    half = np.where((rows == 0) & (columns == 0), 0.5, 1.0) * density
-    values = np.empty((len(images), len(rows), 5), real)
-    lift = half * scale if optics.premultiplied else transfer * half * scale
-    for first, version in ((0, blend_outside(images, mask)), (2, images)):
-        samples = _padded_transform(version)[:, rows, columns] * lift
-        values[..., first], values[..., first + 1] = samples.real, samples.imag
-    values[..., 4] = transfer**2 * half * scale**2
-    sums = np.zeros((grid.size, 5), real)
-    for f, rotation in enumerate(stack.rotations):
-        indices, weights, sign = trilinear((at @ rotation).astype(real), grid.half_width)
-        values[f][:, [1, 3]] *= sign[:, None]
-        sums += _scatter(indices, weights, values[f], grid.size)
+    half = np.where((plane.at == 0).all(0), 0.5, 1.0) * density
+    lift = (half * scale if optics.premultiplied else transfer * half * scale).astype(real)
+    turns = stack.rotations.transpose(2, 0, 1).reshape(-1, 3)  # (i, f): column i of each rotation, so A^T k
+    indices, weights, sign = trilinear((turns @ plane.at).reshape(3, -1).astype(real), grid.half_width)
+    back = csr_rows(get_backend("cpu", 1), indices, weights, grid.size).T
+    cubes = np.empty((3, grid.size), np.result_type(real, np.complex64))
+    for cube, version in zip(cubes, (blend_outside(images, mask), images), strict=False):
+        along_x = (version @ plane.along_x).view(cubes.dtype)
+        samples = (plane.along_y @ along_x)[:, plane.rows, plane.columns] * lift
+        cube.real = back @ samples.real.ravel()
+        cube.imag = back @ (samples.imag.ravel() * sign)
+    cubes[2] = back @ (transfer**2 * half * scale**2).astype(real).ravel()
     ball = half_ball(options.radius)
-    b = [_read_back(sums[:, j] + 1j * sums[:, j + 1], grid, ball) for j in (0, 2)]
+    masked, unmasked, weight = _read_back(cubes, grid, ball)
     # w may ring below zero beside a slice; it is kept: Σ w |A|² is right only as a whole
-    return _finish(b, _read_back(sums[:, 4].astype(complex), grid, ball).real, options)
+    return _finish([masked, unmasked], weight.real, options)
 
 
-_grids: dict[tuple[int, str], PaddedGrid] = {}
-
-
+@lru_cache(maxsize=8)
 def _insertion_grid(box: int, dtype: str) -> PaddedGrid:
-    key = (box, dtype)
-    if key not in _grids:
-        _grids[key] = PaddedGrid(box, box / 2 - 1, np.dtype(dtype))
-    return _grids[key]
+    return PaddedGrid(box, box / 2 - 1, np.dtype(dtype))
 
 
-def _scatter(indices: np.ndarray, weights: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    import scipy.sparse
-
-    pointer = np.arange(0, indices.size + 1, indices.shape[1], dtype=np.int32)
-    operator = scipy.sparse.csr_matrix((weights.ravel(), indices.ravel(), pointer), shape=(len(indices), size))
-    return operator.T @ values
-
-
-def _read_back(cube: np.ndarray, grid: PaddedGrid, ball: HalfBall) -> np.ndarray:
-    volume = grid.to_map(cube)
-    return gather_half_ball(scipy.fft.rfftn(np.fft.ifftshift(volume)) / volume.size, ball)
+def _read_back(cubes: np.ndarray, grid: PaddedGrid, ball: HalfBall) -> list[np.ndarray]:
+    transforms = scipy.fft.rfftn(np.fft.ifftshift(grid.to_map(cubes), axes=(1, 2, 3)), axes=(1, 2, 3))
+    return [gather_half_ball(transform, ball) / grid.dtype.type(grid.box**3) for transform in transforms]
 
 
 # 3D pseudo-subtomograms ---------------------------------------------------------------------------------------------
@@ -222,8 +218,3 @@ def _resample_weight(ctf2: np.ndarray, ball: HalfBall, ratio: float) -> np.ndarr
     centred = np.fft.fftshift(ctf2, axes=(0, 1))
     at = [k[:, 2] + box // 2, k[:, 1] + box // 2, k[:, 0]]
     return map_coordinates(centred, at, order=1, mode="constant")
-
-
-def optics_key(optics: Optics) -> tuple:
-    """What makes two optics groups need different conversion grids."""
-    return optics.box, optics.pixel_size

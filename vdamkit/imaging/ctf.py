@@ -15,14 +15,14 @@ def ctf(
     fx: np.ndarray,
     fy: np.ndarray,
     *,
-    defocus_u: float,
-    defocus_v: float,
-    defocus_angle: float,
+    defocus_u: float | np.ndarray,
+    defocus_v: float | np.ndarray,
+    defocus_angle: float | np.ndarray,
     voltage_kv: float,
     cs_mm: float,
     amplitude_contrast: float,
-    phase_shift: float = 0.0,
-    scale: float = 1.0,
+    phase_shift: float | np.ndarray = 0.0,
+    scale: float | np.ndarray = 1.0,
     intact_first_peak: bool = False,
 ) -> np.ndarray:
     """CTF at spatial frequencies (fx, fy), without the dose envelope.
@@ -31,12 +31,12 @@ def ctf(
     ----------
     fx, fy: `(...)` float, spatial frequencies in 1/Å along the image's x and y.
     defocus_u, defocus_v: Å, positive for underfocus. defocus_angle, phase_shift: degrees.
-    scale: `rlnCtfScalefactor`.
+    scale: `rlnCtfScalefactor`. Each of these a number or an array that broadcasts against `fx`, such as `(tilts, 1)`.
     intact_first_peak: 1 (times the sign) up to the first extremum (RELION `--ctf_intact_first_peak`).
 
     Returns
     -------
-    float64 array of the shape of `fx`: ``-sin(gamma) * scale``, which starts at +amplitude_contrast for underfocus.
+    float64 array of the broadcast shape: ``-sin(gamma) * scale``, which starts at +amplitude_contrast for underfocus.
     A dark protein's image is ``-ctf * projection``; premultiplied images carry ``+ctf²``. Magnitudes below 1e-8 are raised to 1e-8.
 
     Source: RELION ctf.cpp:initialise, ctf.h:getCTF.
@@ -59,8 +59,8 @@ def ctf(
     return value * scale
 
 
-def dose_envelope(frequency: np.ndarray, dose: float, *, b_factor_per_dose: float = 0.0) -> np.ndarray:
-    """Amplitude left after `dose` e/Å² at `frequency` (1/Å).
+def dose_envelope(frequency: np.ndarray, dose: float | np.ndarray, *, b_factor_per_dose: float = 0.0) -> np.ndarray:
+    """Amplitude left after `dose` e/Å² at `frequency` (1/Å); the two broadcast against each other.
 
     ``exp(-dose / 2 / (0.245 k^-1.665 + 2.81))`` (Grant & Grigorieff 2015), or
     ``exp(-B dose k² / 4)`` where `rlnCtfBfactorPerElectronDose` B is positive.

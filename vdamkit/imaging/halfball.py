@@ -116,8 +116,18 @@ def fourier_to_map(transform: np.ndarray) -> np.ndarray:
 
 def gather_half_ball(transform: np.ndarray, ball: HalfBall) -> np.ndarray:
     """Values of an rfft-layout transform (:func:`map_to_fourier`) on a half-ball, `(n,)`."""
-    box = transform.shape[0]
-    flip = ball.k[:, 0] < 0
-    k = np.where(flip[:, None], -ball.k, ball.k)
-    values = transform[k[:, 2] % box, k[:, 1] % box, k[:, 0]]
-    return np.where(flip, np.conj(values), values)
+    at, flip = _places(transform.shape[0], ball.radius)
+    values = transform.ravel()[at]
+    if np.iscomplexobj(values):
+        values[flip] = values[flip].conj()
+    return values
+
+
+@lru_cache(maxsize=32)
+def _places(box: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where the voxels of a half-ball lie in a flattened rfft-layout transform, and which of them as their mates."""
+    k = half_ball(radius).k
+    flip = np.flatnonzero(k[:, 0] < 0)
+    sign = np.where(k[:, 0] < 0, -1, 1)
+    x, y, z = (k * sign[:, None]).T
+    return ((z % box) * box + y % box) * (box // 2 + 1) + x, flip

@@ -14,11 +14,11 @@ direct trilinear interpolation without padding, RELION's choice in this job, by 
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.fft
 
 from vdamkit.backend import Backend, get_backend
 from vdamkit.imaging.halfball import half_ball
@@ -33,7 +33,7 @@ def trilinear(coordinates: np.ndarray, half_width: int) -> tuple[np.ndarray, np.
 
     Parameters
     ----------
-    coordinates: `(n, 3)` float xyz in voxels of the cube.
+    coordinates: `(3, n)` float, rows x, y, z in voxels of the cube.
     half_width: the cube spans ±half_width in y and z, and 0 … half_width + 1 in x.
 
     Returns
@@ -42,25 +42,24 @@ def trilinear(coordinates: np.ndarray, half_width: int) -> tuple[np.ndarray, np.
     taken, so that the imaginary part changes sign.
     """
     dtype = coordinates.dtype
-    sign = np.where(coordinates[:, 0] < 0, dtype.type(-1), dtype.type(1))
-    x, y, z = np.ascontiguousarray(coordinates.T) * sign
-    width, row = 2 * half_width + 1, half_width + 2
-    corner, parts = [], []
-    for axis, offset in ((x, 0), (y, half_width), (z, half_width)):
-        floor = np.floor(axis)
-        corner.append(floor.astype(np.int32) + offset)
-        parts.append(axis - floor)
-    base = (corner[2] * width + corner[1]) * row + corner[0]
-    fx, fy, fz = parts
+    sign = np.where(coordinates[0] < 0, dtype.type(-1), dtype.type(1))
+    at = coordinates * sign
+    floor = np.floor(at)
+    fx, fy, fz = at - floor
     gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
-    indices = np.empty((len(x), 8), np.int32)
-    weights = np.empty((len(x), 8), dtype)
-    planes = ((gz * gy, 0), (gz * fy, row), (fz * gy, row * width), (fz * fy, row * width + row))
-    for j, (weight, offset) in enumerate(planes):
+    x, y, z = floor.astype(np.int32)
+    width, row = 2 * half_width + 1, half_width + 2
+    base = ((z + half_width) * width + y + half_width) * row + x
+    n = len(base)
+    indices, weights = np.empty((n, 8), np.int32), np.empty((n, 8), dtype)
+    # neighbours along x are written in pairs: one 64-bit sum holds both 32-bit indices
+    pair, pairs = np.int64(2**32 + 1), indices.view(np.int64)
+    base = base * pair + np.int64(2**32 if sys.byteorder == "little" else 1)
+    for j, (wz, wy, offset) in enumerate(((gz, gy, 0), (gz, fy, row), (fz, gy, row * width), (fz, fy, row * width + row))):
+        weight = wz * wy
         np.multiply(weight, gx, out=weights[:, 2 * j])
         np.multiply(weight, fx, out=weights[:, 2 * j + 1])
-        np.add(base, offset, out=indices[:, 2 * j])
-        np.add(base, offset + 1, out=indices[:, 2 * j + 1])
+        np.add(base, offset * pair, out=pairs[:, j])
     return indices, weights, sign
 
 
@@ -71,6 +70,16 @@ def csr_rows(backend: Backend, indices: np.ndarray, weights: np.ndarray, n_colum
     xp = backend.xp
     parts = tuple(xp.asarray(a) for a in (weights.ravel(), indices.ravel(), pointer))
     return backend.sparse.csr_matrix(parts, shape=(n, n_columns))
+
+
+def waves(frequencies: np.ndarray, positions: np.ndarray, period: float, dtype) -> np.ndarray:
+    """``exp(-2 pi i f x / period)``, `(len(frequencies), len(positions))` complex: a discrete Fourier transform as a matrix.
+
+    For the few frequencies and positions of a particle's box two or three matrix products beat padded FFTs several times,
+    and frequencies need neither be whole nor lie below Nyquist.
+    """
+    kind = np.complex64 if np.dtype(dtype) == np.float32 else np.complex128
+    return np.exp(-2j * np.pi / period * np.outer(frequencies, positions)).astype(kind)
 
 
 class PaddedGrid:
@@ -85,40 +94,33 @@ class PaddedGrid:
         self.half_width = int(np.ceil(PAD * radius)) + 1
         self.shape = (2 * self.half_width + 1, 2 * self.half_width + 1, self.half_width + 2)
         self.size = int(np.prod(self.shape))
-        taper = np.sinc((np.arange(box) - box // 2) / (PAD * box)) ** 2
-        self._apodisation = taper[:, None, None] * taper[None, :, None] * taper[None, None]
-        yz = np.arange(-self.half_width, self.half_width + 1) % (PAD * box)
-        self._at = np.ix_(yz, yz, np.arange(self.half_width + 2) % (PAD * box))
-
-    def _window(self) -> tuple[slice, ...]:
-        start = PAD * self.box // 2 - self.box // 2
-        return (slice(start, start + self.box),) * 3
+        position = np.arange(box) - box // 2
+        self.taper = np.sinc(position / (PAD * box)) ** 2
+        yz = np.arange(-self.half_width, self.half_width + 1)
+        self._yz = waves(yz, position, PAD * box, dtype) / self.taper.astype(dtype)  # (K, box)
+        self._x = waves(np.arange(self.half_width + 2), position, PAD * box, dtype) / self.taper.astype(dtype)
 
     def from_map(self, volume: np.ndarray) -> np.ndarray:
-        """Flattened half cube `(size, 2)` (real, imaginary) of a map `(box,)*3` zyx; scaled by 1/box³."""
-        padded = np.zeros((PAD * self.box,) * 3, self.dtype)
-        padded[self._window()] = volume / self._apodisation / self.box**3
-        transform = scipy.fft.fftn(np.fft.ifftshift(padded))[self._at]
-        return np.ascontiguousarray(transform).view(self.dtype).reshape(self.size, 2)
+        """Half cube, real and imaginary part `(2, size)`, of a map `(box,)*3` zyx; scaled by 1/box³."""
+        volume = np.asarray(volume, self.dtype) / self.dtype.type(self.box**3)
+        along_x = volume @ np.ascontiguousarray(self._x.T).view(self.dtype)  # real and imaginary parts interleaved
+        along_x = np.ascontiguousarray(along_x).view(self._x.dtype)
+        along_y = self._yz @ along_x
+        cube = np.tensordot(self._yz, along_y, axes=(1, 0))
+        return np.stack([cube.real.ravel(), cube.imag.ravel()])
 
     def to_map(self, cube: np.ndarray) -> np.ndarray:
-        """Map `(box,)*3` of sums scattered into the half cube (complex, flattened or `shape`); each entry also stands
+        """Maps `(..., box, box, box)` of sums scattered into half cubes `(..., size)` complex; each entry also stands
         for its Friedel mate. Scaled so that its :func:`map_to_fourier` gives sums per voxel of the map's own grid."""
-        side = PAD * self.box
-        folded = cube.reshape(self.shape)
-        for axis in (0, 1):  # beyond the padded grid's Nyquist frequency the half cube wraps round
-            at = np.arange(-self.half_width, self.half_width + 1) % side
-            wide = np.moveaxis(folded, axis, 0)
-            out = np.zeros((side, *wide.shape[1:]), cube.dtype)
-            for part in (slice(0, side), slice(side, None)):
-                out[at[part]] += wide[part]
-            folded = np.moveaxis(out, 0, axis)
-        # axis by axis, cutting the window out after each, so that later axes have fewer lines
-        window = (np.arange(self.box) - self.box // 2) % side
-        out = scipy.fft.ifft(folded, side, axis=2)[:, :, window]
-        for axis in (1, 0):
-            out = np.take(scipy.fft.ifft(out, axis=axis), window, axis=axis)
-        return out.real / self._apodisation * (2 * PAD**3 * self.box**3)
+        lead = cube.shape[:-1]
+        back = self._yz.conj().T  # (box, K)
+        along_z = back @ cube.astype(back.dtype, copy=False).reshape(*lead, self.shape[0], -1)
+        along_y = back @ along_z.reshape(*lead, self.box, *self.shape[1:])
+        real = np.empty((2 * self.shape[2], self.box), self.dtype)  # Re(c conj(w)) = Re c Re w + Im c Im w
+        real[0::2], real[1::2] = self._x.real, self._x.imag
+        rows = np.ascontiguousarray(along_y).view(self.dtype).reshape(-1, 2 * self.shape[2])
+        volume = rows @ (2 * real)
+        return volume.reshape(*lead, self.box, self.box, self.box)
 
 
 def _least_squares_taps(fraction: np.ndarray) -> np.ndarray:
@@ -158,8 +160,11 @@ class Projector:
         y, x, z = np.meshgrid(line, line, np.arange(radius), indexing="ij")
         rho = np.maximum(np.hypot(x, y) - 0.75 * margin, 0)
         needed = rho * rho + z * z < radius * radius
-        self._source = np.flatnonzero(needed)
-        self._source_k = np.stack([x, y, z], -1)[needed].astype(np.float64)
+        self._source_k = np.stack([x, y, z])[:, needed].astype(self.dtype)
+        # where the points lie in a slab: its rows are the points of a plane, with all real, then all imaginary parts
+        plane, height = np.divmod(np.flatnonzero(needed), radius)
+        self._source = plane * (2 * radius) + height
+        self._source_weight = plane * radius + height
         line = np.arange(-radius + 1, radius)
         ky, kx = np.meshgrid(line, line, indexing="ij")
         disc = kx * kx + ky * ky < radius * radius
@@ -167,44 +172,47 @@ class Projector:
         row = np.full((len(line), len(line)), -1)
         row[disc] = np.arange(len(self._disc))
         k = self.ball.k
-        self._ball_at = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1] * radius + k[:, 2]
+        row = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1]
+        self._ball_real, self._ball_weight = row * (2 * radius) + k[:, 2], row * radius + k[:, 2]
         self._spins: dict[float, Any] = {}
 
-    # reference preparation ------------------------------------------------------------------------------------
+    @property
+    def directions_at_once(self) -> int:
+        """Directions that are best tilted together: enough points for threads to run side by side, few for the cache."""
+        return max(1, round(80_000 / self._source_k.shape[1]))
 
     def prepare(self, volume: np.ndarray) -> Any:
-        """Padded transform of a map `(box,)*3` zyx, on the back-end's device."""
+        """Padded transform of a map `(box,)*3` zyx, real and imaginary part `(2, grid.size)`, on the back-end's device."""
         return self.backend.xp.asarray(self.grid.from_map(volume))
 
-    # tilt: one direction, every psi -----------------------------------------------------------------------------
+    # tilt: some directions, every psi -----------------------------------------------------------------------------
 
-    def tilt_matrix(self, direction: np.ndarray) -> tuple[Any, Any]:
-        """Sparse operator (and Friedel signs) of the part ``D`` `(3, 3)` of a rotation ``Rz(psi) @ D``."""
-        at = (self._source_k @ (PAD * direction)).astype(self.dtype)
-        indices, weights, sign = trilinear(at, self.grid.half_width)
+    def tilt_operator(self, directions: np.ndarray) -> tuple[Any, Any]:
+        """Sparse operator (and Friedel signs) of the parts ``D`` `(d, 3, 3)` of rotations ``Rz(psi) @ D``."""
+        turns = (PAD * directions.transpose(2, 0, 1)).reshape(-1, 3).astype(self.dtype)  # row (i, d): column i of D
+        indices, weights, sign = trilinear((turns @ self._source_k).reshape(3, -1), self.grid.half_width)
         return csr_rows(self.backend, indices, weights, self.grid.size), self.backend.xp.asarray(sign)
 
-    def tilt(self, reference: Any, matrix: tuple[Any, Any]) -> Any:
-        """The reference on the cylinder of one direction, `(width², radius * 2)`."""
-        operator, sign = matrix
-        values = operator @ reference
-        values[:, 1] *= sign
-        slab = self.backend.xp.zeros((self.width**2 * self.radius, 2), self.dtype)
-        slab[self._source] = values
-        return slab.reshape(self.width**2, self.radius * 2)
+    def tilt(self, reference: Any, operator: tuple[Any, Any]) -> Any:
+        """The reference on the cylinder of each direction, `(d, width², 2 radius)`: real parts, then imaginary ones."""
+        matrix, sign = operator
+        d = len(sign) // len(self._source)
+        slabs = self.backend.xp.zeros((d, self.width**2 * 2 * self.radius), self.dtype)
+        slabs[:, self._source] = (matrix @ reference[0]).reshape(d, -1)
+        slabs[:, self._source + self.radius] = (matrix @ reference[1] * sign).reshape(d, -1)
+        return slabs.reshape(d, self.width**2, 2 * self.radius)
 
-    def tilt_adjoint(self, slab: Any, matrix: tuple[Any, Any], weight: Any | None = None) -> Any:
-        """Adjoint of :meth:`tilt`: `(width², radius * 2)` → `(grid.size, 2)`.
+    def tilt_adjoint(self, slabs: Any, operator: tuple[Any, Any], weights: Any | None = None) -> Any:
+        """Adjoint of :meth:`tilt`: `(d, width², 2 radius)` → `(2, grid.size)`.
 
-        With `weight` `(width², radius)`, which has no phase, a third column: its own scattered sums.
+        With `weights` `(d, width², radius)`, which have no phase, a third row: their own scattered sums.
         """
-        operator, sign = matrix
-        values = self.backend.xp.empty((len(self._source), 2 if weight is None else 3), self.dtype)
-        values[:, :2] = slab.reshape(-1, 2)[self._source]
-        values[:, 1] *= sign
-        if weight is not None:
-            values[:, 2] = weight.reshape(-1)[self._source]
-        return operator.T @ values
+        matrix, sign = operator
+        slabs, back = slabs.reshape(len(slabs), -1), matrix.T
+        rows = [slabs[:, self._source].ravel(), slabs[:, self._source + self.radius].ravel() * sign]
+        if weights is not None:
+            rows.append(weights.reshape(len(weights), -1)[:, self._source_weight].ravel())
+        return self.backend.xp.stack([back @ values for values in rows])
 
     # spin: psi ----------------------------------------------------------------------------------------------------
 
@@ -228,26 +236,29 @@ class Projector:
             )
         return self._spins[psi]
 
-    def spin(self, slab: Any, psi: float) -> Any:
-        """The reference turned by psi on the half-ball, `(n,)` complex."""
-        plane = self.spin_matrix(psi)[0] @ slab
-        return plane.view(self.complex).reshape(-1)[self._ball_at]
+    def spin(self, slab: Any, psi: float, out: Any) -> Any:
+        """The reference turned by psi on the half-ball; slab `(width², 2 radius)`, result into `out` `(n,)` complex."""
+        plane = (self.spin_matrix(psi)[0] @ slab).reshape(-1)
+        out.real = plane[self._ball_real]
+        out.imag = plane[self._ball_real + self.radius]
+        return out
 
     def spin_adjoint(self, values: Any, psi: float) -> Any:
-        """Adjoint of :meth:`spin`: `(n,)` complex → cylinder `(width², radius * 2)`."""
-        plane = self.backend.xp.zeros(len(self._disc) * self.radius, self.complex)
-        plane[self._ball_at] = values
-        return self.spin_matrix(psi)[0].T @ plane.view(self.dtype).reshape(len(self._disc), -1)
+        """Adjoint of :meth:`spin`: `(n,)` complex → slab `(width², 2 radius)`."""
+        plane = self.backend.xp.zeros((len(self._disc) * 2 * self.radius), self.dtype)
+        plane[self._ball_real] = values.real
+        plane[self._ball_real + self.radius] = values.imag
+        return self.spin_matrix(psi)[0].T @ plane.reshape(len(self._disc), -1)
 
     def spread_weight(self, weight: Any, psi: float) -> Any:
-        """Sums of weights `(n,)` real over the voxels they bear on: cylinder `(width², radius)`.
+        """Sums of weights `(n,)` real over the voxels they bear on: `(width², radius)`.
 
         As :meth:`spin_adjoint`, but with the absolute values of the taps. Some taps are negative; dividing by their plain
         sums would blow up where strong neighbours cancel a weak voxel's own weight. Absolute sums make the division a
         Jacobi preconditioner that bounds every step; they are scaled to be right on average.
         """
         plane = self.backend.xp.zeros(len(self._disc) * self.radius, self.dtype)
-        plane[self._ball_at] = weight
+        plane[self._ball_weight] = weight
         return self.spin_matrix(psi)[1].T @ plane.reshape(len(self._disc), -1)
 
     # both, for any rotation --------------------------------------------------------------------------------------
@@ -259,18 +270,19 @@ class Projector:
         Source: RELION projector.cpp:rotate3D (trilinear there, see the module's text).
         """
         direction, psi = split_spin(rotation)
-        return self.spin(self.tilt(reference, self.tilt_matrix(direction)), psi)
+        slab = self.tilt(reference, self.tilt_operator(direction[None]))[0]
+        return self.spin(slab, psi, self.backend.xp.empty(len(self.ball), self.complex))
 
     def adjoint(self, rotation: np.ndarray, values: Any) -> Any:
-        """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(grid.size, 2)`."""
+        """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(2, grid.size)`."""
         direction, psi = split_spin(rotation)
-        return self.tilt_adjoint(self.spin_adjoint(values, psi), self.tilt_matrix(direction))
+        return self.tilt_adjoint(self.spin_adjoint(values, psi)[None], self.tilt_operator(direction[None]))
 
     def scatter(self, rotation: np.ndarray, values: Any, weight: Any) -> Any:
-        """:meth:`adjoint` of `values` and, as a third column, the sums of `weight`: `(grid.size, 3)`."""
+        """:meth:`adjoint` of `values` and, as a third row, the sums of `weight`: `(3, grid.size)`."""
         direction, psi = split_spin(rotation)
-        matrix = self.tilt_matrix(direction)
-        return self.tilt_adjoint(self.spin_adjoint(values, psi), matrix, self.spread_weight(weight, psi))
+        slabs, weights = self.spin_adjoint(values, psi)[None], self.spread_weight(weight, psi)[None]
+        return self.tilt_adjoint(slabs, self.tilt_operator(direction[None]), weights)
 
 
 def split_spin(rotation: np.ndarray) -> tuple[np.ndarray, float]:

@@ -12,7 +12,7 @@ Each rotation is scattered once per chunk of particles, not once per particle.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,17 @@ import numpy as np
 from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.posterior import rotate_rows
-from vdamkit.vdam.search import Batch, Posterior, Search
+from vdamkit.vdam.search import Batch, Fan, Posterior, Search
+
+MAX_LANES = 8  # workers that can add up side by side
+LANE_BYTES = 2**28  # of all lanes' cubes together
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Additive results of some particles. Cubes are padded half cubes of the projector's grid, complex `(size,)`."""
+    """Additive results of some particles."""
 
-    data: np.ndarray  # (K, 2, size) complex
-    weight: np.ndarray  # (K, 2, size) real
+    cubes: np.ndarray  # (K, 2, 3, size) real, padded half cubes of the projector's grid: Re data, Im data, weight
     noise: np.ndarray  # (G, n_shells) Σ |b' − w' A|², masked, per optics group
     noise_weight: np.ndarray  # (G, n_shells) Σ w'
     class_weight: np.ndarray  # (K,) Σ p
@@ -49,11 +51,20 @@ class RawBatch:
     optics: np.ndarray  # (p,) optics group of each particle
 
 
+@dataclass
+class Lane:
+    """Sums of some groups of rotations, formed one after the other by one worker."""
+
+    cubes: dict[tuple[int, int], Any] = field(default_factory=dict)  # (class, half) -> (3, size)
+    noise: dict[int, np.ndarray] = field(default_factory=dict)  # optics group -> (n_shells,)
+    power: dict[int, np.ndarray] = field(default_factory=dict)  # class -> (n_shells,)
+
+
 def accumulate(
     search: Search, batch: Batch, raw: RawBatch, posteriors: list[Posterior], n_optics: int,
     coarse: OrientationGrid, tick: Callable[[float], None],
 ) -> Sums:  # fmt: skip
-    """All sums of one chunk of particles; deterministic: workers' results are added in a fixed order."""
+    """All sums of one chunk of particles; deterministic: lanes are made and added up by a fixed plan."""
     level = search.levels[-1]
     projector = search.projector(level.radius)
     classes, shells = len(search.volumes), projector.ball.n_shells
@@ -62,48 +73,58 @@ def accumulate(
         for block in posterior.blocks:
             members.setdefault(block.group, []).append((i, block))
     jobs = sorted(members)
+    lane_bytes = classes * 6 * projector.grid.size * projector.dtype.itemsize
+    n_lanes = int(np.clip(LANE_BYTES // lane_bytes, 2, MAX_LANES))
 
-    def work(key: tuple) -> tuple:
-        result = _group_sums(search, projector, batch, raw, posteriors, key, members[key])
-        tick(1 / len(jobs))
-        return result
+    def work(number: int) -> Lane:
+        lane = Lane()
+        for key in jobs[number::n_lanes]:
+            _group_sums(search, projector, batch, raw, posteriors, key, members[key], lane)
+            tick(1 / len(jobs))
+        return lane
 
-    data = np.zeros((classes, 2, projector.grid.size), projector.complex)
-    weight = np.zeros(data.shape, projector.dtype)
-    cross = np.zeros((n_optics, shells))
-    power = np.zeros((classes, shells))
-    # a wave of workers at a time, so that no more than a few cubes are alive
-    wave = max(4, 2 * search.backend.threads)
-    for first in range(0, len(jobs), wave):
-        keys = jobs[first : first + wave]
-        for (k, _), (cubes, residual_power, information) in zip(keys, search.backend.map(work, keys), strict=True):
-            for h, cube in cubes.items():
-                data[k, h] += split_cube(cube, projector.complex)
-                weight[k, h] += cube[:, 2]
-            power[k] += information
-            for group, values in residual_power.items():
-                cross[group] += values
+    lanes = search.backend.map(work, range(min(n_lanes, len(jobs))))
     noise, noise_weight = _own_power(search, projector, raw, n_optics)
+    power = np.zeros((classes, shells))
+    for lane in lanes:
+        for group, values in lane.noise.items():
+            noise[group] += values
+        for k, values in lane.power.items():
+            power[k] += values
     class_weight, direction_weight = _class_sums(search, posteriors, coarse)
     return Sums(
-        data, weight, noise + cross, noise_weight, class_weight, direction_weight,
+        _total(search, projector, lanes), noise, noise_weight, class_weight, direction_weight,
         _offset_sum(search, batch, posteriors), power,
     )  # fmt: skip
 
 
+def _total(search: Search, projector: Projector, lanes: list[Lane]) -> np.ndarray:
+    """The lanes' cubes added up, `(K, 2, 3, size)` on the host; each piece of the array by one worker."""
+    total = np.zeros((len(search.volumes), 2, 3, projector.grid.size), projector.dtype)
+
+    def add(place: tuple[int, int, int]) -> None:
+        k, h, row = place
+        for lane in lanes:
+            if (k, h) in lane.cubes:
+                total[place] += search.backend.asnumpy(lane.cubes[k, h][row])
+
+    search.backend.map(add, list(np.ndindex(total.shape[:3])))
+    return total
+
+
 def _group_sums(
-    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple, members: list
-) -> tuple:
-    """Residuals of one group of rotations: scattered cube `(size, 3)` per half, noise terms, information."""
+    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple, members: list,
+    lane: Lane,
+) -> None:  # fmt: skip
+    """Residuals of one group of rotations, noise terms and information, added to a lane."""
     level, xp = search.levels[-1], search.backend.xp
     n = len(projector.ball)
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
-    rows, operators = _rotated(search, projector, key, union)
+    rows, fans = _rotated(search, projector, key, union)
     energy = rows.real**2 + rows.imag**2
     gradient = xp.zeros((2, len(union), n), projector.complex)  # per pseudo-half: index parity in the file, for good
     total = xp.zeros((2, len(union), n), projector.dtype)
     touched = np.zeros((2, len(union)), bool)
-    noise: dict[int, np.ndarray] = {}
     information = xp.zeros(n, projector.dtype)
     for i, block in members:
         at, h = np.searchsorted(union, block.orientations), int(batch.index[i]) % 2
@@ -123,53 +144,50 @@ def _group_sums(
         values = w * (w * model2 - 2 * (overlap * raw.masked[i]).real)
         sums = projector.ball.shell_sums(search.backend.asnumpy(values) * projector.ball.weight)
         group = int(raw.optics[i])
-        noise[group] = noise.get(group, 0) + sums
+        lane.noise[group] = lane.noise.get(group, 0) + sums
         information += batch.weight[i] * model2
     for h in (0, 1):
         gradient[h] -= total[h] * rows
-    cubes = _scatter(projector, level.grid, search.perturbation, union, gradient, total, touched, operators)
-    cubes = {h: search.backend.asnumpy(cube) for h, cube in cubes.items()}
-    return cubes, noise, projector.ball.shell_sums(search.backend.asnumpy(information))
+    lane.power[key[0]] = lane.power.get(key[0], 0) + projector.ball.shell_sums(search.backend.asnumpy(information))
+    for h in np.flatnonzero(touched.any(1)).tolist():
+        cube = _scatter(projector, level.grid, union, gradient[h], xp.maximum(total[h], 0), touched[h], fans)
+        if (key[0], h) in lane.cubes:
+            lane.cubes[key[0], h] += cube
+        else:
+            lane.cubes[key[0], h] = cube
 
 
-def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, dict]:
+def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, list[Fan]]:
     """References at orientations `union` of a group: what the E-step kept, or computed again."""
     if key in search.kept:
-        orientations, rows, operators, _ = search.kept[key]
-        return rows[np.searchsorted(orientations, union)], operators
-    level, operators = search.levels[-1], {}
+        orientations, rows, fans, _ = search.kept[key]
+        return rows[np.searchsorted(orientations, union)], fans
+    level, fans = search.levels[-1], []
     reference = search.prepared(level.radius)[key[0]]
-    return rotate_rows(projector, reference, level.grid, search.perturbation, union, operators), operators
+    return rotate_rows(projector, reference, level.grid, search.perturbation, union, fans), fans
 
 
 def _scatter(
-    projector: Projector, grid: OrientationGrid, perturbation: float, union: np.ndarray, gradient: Any, total: Any,
-    touched: np.ndarray, operators: dict,
-) -> dict[int, Any]:  # fmt: skip
-    """Rows of both halves back into the padded half cube, `(size, 3)` for each half that has any."""
+    projector: Projector, grid: OrientationGrid, union: np.ndarray, gradient: Any, total: Any, touched: np.ndarray,
+    fans: list[Fan],
+) -> Any:  # fmt: skip
+    """Rows of one half back into the padded half cube, `(3, size)`."""
     xp = projector.backend.xp
-    cubes = {h: xp.zeros((projector.grid.size, 3), projector.dtype) for h in (0, 1) if touched[h].any()}
+    cube = xp.zeros((3, projector.grid.size), projector.dtype)
     directions, psis = np.divmod(union, grid.n_psi)
-    present, first = np.unique(directions, return_index=True)
-    tilts = grid.tilts(perturbation, present)
-    ends = np.append(first[1:], len(union))
-    for direction, tilt, start, end in zip(present.tolist(), tilts, first, ends, strict=True):
-        matrix = operators.get(direction) or projector.tilt_matrix(tilt)
-        for h, cube in cubes.items():
-            rows = np.flatnonzero(touched[h, start:end]) + start
-            slab = weight = 0
-            for row in rows:
-                psi = float(grid.psis[psis[row]])
-                slab = slab + projector.spin_adjoint(gradient[h, row], psi)
-                weight = weight + projector.spread_weight(xp.maximum(total[h, row], 0), psi)
-            if len(rows):
-                cube += projector.tilt_adjoint(slab, matrix, weight)
-    return cubes
-
-
-def split_cube(cube: np.ndarray, kind: type) -> np.ndarray:
-    """First two columns of a scattered cube `(size, 3)` as complex numbers `(size,)`."""
-    return np.ascontiguousarray(cube[:, :2]).view(kind).reshape(-1)
+    for fan in fans:
+        start, end = np.searchsorted(directions, [fan.directions[0], fan.directions[-1] + 1])
+        rows = np.flatnonzero(touched[start:end]) + start
+        if not len(rows):
+            continue
+        slabs = xp.zeros((len(fan.directions), projector.width**2, 2 * projector.radius), projector.dtype)
+        weights = xp.zeros((len(fan.directions), projector.width**2, projector.radius), projector.dtype)
+        for row, owner in zip(rows, np.searchsorted(fan.directions, directions[rows]), strict=True):
+            psi = float(grid.psis[psis[row]])
+            slabs[owner] += projector.spin_adjoint(gradient[row], psi)
+            weights[owner] += projector.spread_weight(total[row], psi)
+        cube += projector.tilt_adjoint(slabs, fan.operator, weights)
+    return cube
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:

@@ -277,9 +277,9 @@ def _maximise(
     updated = {name: getattr(state, name).copy() for name in
                ("maps", "moment1", "moment2", "data_vs_prior", "tau2", "wiener", "half_fsc")}  # fmt: skip
     for k in range(classes):
-        if state.class_probability[k] == 0 or not sums.weight[k].any():
+        if state.class_probability[k] == 0 or not sums.cubes[k, :, 2].any():
             continue
-        gradients = half_gradients(projector.grid, sums.data[k], sums.weight[k], search.symmetry, radius, backend)
+        gradients = half_gradients(projector.grid, sums.cubes[k], search.symmetry, radius, backend)
         updated["tau2"][k], updated["data_vs_prior"][k] = resolution_statistics(
             state.maps[k], gradients.weight[0], T, radius
         )

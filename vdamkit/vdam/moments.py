@@ -26,58 +26,59 @@ RATIO_LIMIT = 1e6  # of one voxel's noise-to-signal ratio, which has no finite m
 
 @lru_cache(maxsize=24)
 def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) -> tuple:
-    """Sparse operator that reads a half cube at ``R K`` for all its points within `radius`."""
+    """Sparse operator that reads a half cube at ``R K`` for all its points within `radius`, and the Friedel signs."""
     from vdamkit.backend import get_backend
 
     rotation = np.frombuffer(matrix).reshape(3, 3)
-    points, flat = _points(half_width, radius)
-    indices, weights, sign = trilinear((points @ rotation.T).astype(dtype), half_width)
+    points, _ = _points(half_width, radius)
+    indices, weights, sign = trilinear((rotation @ points).astype(dtype), half_width)
     size = (2 * half_width + 1) ** 2 * (half_width + 2)
-    return csr_rows(get_backend("cpu", 1), indices, weights, size), sign, flat
+    return csr_rows(get_backend("cpu", 1), indices, weights, size), sign
 
 
+@lru_cache(maxsize=4)
 def _points(half_width: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points `(3, n)` xyz of a half cube within `radius`, and their place in the flattened cube."""
     line = np.arange(-half_width, half_width + 1)
     z, y, x = np.meshgrid(line, line, np.arange(half_width + 2), indexing="ij")
-    k = np.stack([x, y, z], -1).reshape(-1, 3)
-    flat = np.flatnonzero((k * k).sum(1) < (PAD * radius) ** 2)
-    return k[flat], flat
+    k = np.stack([x, y, z]).reshape(3, -1)
+    flat = np.flatnonzero((k * k).sum(0) < (PAD * radius) ** 2)
+    return k[:, flat], flat
 
 
 def complete(grid: PaddedGrid, cubes: np.ndarray) -> np.ndarray:
-    """Make the plane kx = 0 of half cubes `(m, size)` hold the sum of both Friedel mates, as the rest implies.
+    """Make the plane kx = 0 of half cubes `(..., 3, size)` hold the sum of both Friedel mates, as the rest implies.
 
     Source: RELION backprojector.cpp:enforceHermitianSymmetry (sum, not mean).
     """
-    out = cubes.reshape(-1, *grid.shape).copy()
+    out = cubes.reshape(-1, 3, *grid.shape).copy()
     plane = out[..., 0]
-    out[..., 0] = plane + plane[:, ::-1, ::-1].conj()
+    out[..., 0] = plane + plane[:, :, ::-1, ::-1] * np.array([1, -1, 1], grid.dtype)[:, None, None]
     return out.reshape(cubes.shape)
 
 
 def symmetrise(grid: PaddedGrid, cubes: np.ndarray, group: str, backend: Backend) -> np.ndarray:
-    """Sum completed half cubes `(m, size)` over the operators of a point group (sums, not means).
+    """Sum completed half cubes `(..., 3, size)` over the operators of a point group (sums, not means).
 
     Source: RELION backprojector.cpp:applyPointGroupSymmetry.
     """
     ops = operators(group)
     if len(ops) == 1:
         return cubes
-    real = grid.dtype
-    columns = np.ascontiguousarray(cubes.T).view(real).reshape(grid.size, -1)  # (size, m * 2)
+    rows = cubes.reshape(-1, grid.size)
     radius = (grid.half_width - 1) / PAD
+    turns = [_turn_operator(grid.half_width, radius, operator.tobytes(), grid.dtype.name) for operator in ops[1:]]
+    flat = _points(grid.half_width, radius)[1]
 
-    def turned(operator: np.ndarray) -> tuple:
-        matrix, sign, flat = _turn_operator(grid.half_width, radius, operator.tobytes(), real.name)
-        values = (matrix @ columns).reshape(len(flat), -1, 2)
-        values[..., 1] *= sign[:, None]
-        return flat, values.reshape(len(flat), -1)
+    def summed(number: int) -> np.ndarray:
+        row = rows[number]
+        out = row.copy()
+        for matrix, sign in turns:
+            values = matrix @ row
+            out[flat] += values * sign if number % 3 == 1 else values  # the imaginary part changes sign with the mate
+        return out
 
-    total = columns.copy()
-    for first in range(1, len(ops), 4):
-        for flat, values in backend.map(turned, ops[first : first + 4]):
-            total[flat] += values
-    return np.ascontiguousarray(total).view(cubes.dtype).T.copy()
+    return np.stack(backend.map(summed, range(len(rows)))).reshape(cubes.shape)
 
 
 @dataclass(frozen=True)
@@ -88,40 +89,44 @@ class HalfGradients:
     weight: np.ndarray  # (2, N//2 + 1) weight per voxel of the map's grid, mean over shells
 
 
-def half_gradients(
-    grid: PaddedGrid, data: np.ndarray, weight: np.ndarray, group: str, radius: int, backend: Backend
-) -> HalfGradients:
-    """``d_h = data_h / max(weight_h, floor)`` for ``|k| < radius`` from scattered sums `(2, size)` of one class.
+def half_gradients(grid: PaddedGrid, cubes: np.ndarray, group: str, radius: int, backend: Backend) -> HalfGradients:
+    """``d_h = data_h / max(weight_h, floor)`` for ``|k| < radius`` from scattered sums `(2, 3, size)` of one class.
 
     The division happens on the padded grid, where each value is an average of residuals with positive weights; only then
     is d cropped to the map's box. (Cropping data and weight first and dividing after lets strong voxels leak into weak
     ones, and low shells, where the CTF is near 0, diverge.) Source: RELION backprojector.cpp:reweightGrad.
     """
-    cubes = np.concatenate([data, weight.astype(data.dtype)])
     cubes = symmetrise(grid, complete(grid, cubes), group, backend)
-    shell, inside, counts = _padded_shells(grid.half_width, radius, grid.box)
-    w = cubes[2:].real
-    sums = np.stack([np.bincount(shell[inside], w[h][inside] * counts[inside], grid.box // 2 + 1) for h in (0, 1)])
-    n_padded = np.bincount(shell[inside], counts[inside], grid.box // 2 + 1)
-    means = sums / np.maximum(n_padded, 1)
-    floor = WEIGHT_FLOOR * means[:, shell]
-    d = np.where(inside & (floor > 0), cubes[:2] / np.maximum(np.maximum(w, floor), np.finfo(w.dtype).tiny), 0)
-    d = d.reshape(2, *grid.shape)
-    d[..., 0] *= 0.5  # to_map lets every entry stand for its mate too; the plane kx = 0 holds both already
-    maps = backend.map(lambda cube: grid.to_map(cube.reshape(-1)) / PAD**3, list(d))
-    return HalfGradients(np.stack([map_to_fourier(m) for m in maps]), means * PAD**3)
+    shell, inside, counts, total = _padded_shells(grid.half_width, radius, grid.box)
+    means = np.zeros((2, grid.box // 2 + 1))
+
+    def gradient(h: int) -> np.ndarray:
+        real, imaginary, w = cubes[h][:, inside]
+        means[h] = np.bincount(shell, w * counts, grid.box // 2 + 1) / np.maximum(total, 1)
+        floor = np.maximum(WEIGHT_FLOOR * means[h], np.finfo(w.dtype).tiny).astype(w.dtype)[shell]
+        known = means[h][shell] > 0
+        d = np.zeros(grid.size, np.result_type(w.dtype, np.complex64))
+        d[inside] = np.where(known, (real + 1j * imaginary) / np.maximum(w, floor), 0)
+        d.reshape(grid.shape)[..., 0] *= 0.5  # to_map lets every entry stand for its mate too; kx = 0 holds both
+        return map_to_fourier(grid.to_map(d) / PAD**3)
+
+    d = backend.map(gradient, (0, 1))
+    return HalfGradients(np.stack(d), means * PAD**3)
 
 
 @lru_cache(maxsize=8)
-def _padded_shells(half_width: int, radius: int, box: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shell (of the map's grid) of every point of a padded half cube, whether it lies inside, how often it counts."""
+def _padded_shells(half_width: int, radius: int, box: int) -> tuple[np.ndarray, ...]:
+    """Of the points of a padded half cube within `radius` (of the map's grid): shell, place, how often each counts; and
+    the count of each shell."""
     line = np.arange(-half_width, half_width + 1) / PAD
     x = np.arange(half_width + 2) / PAD
     k = np.sqrt(line[:, None, None] ** 2 + line[None, :, None] ** 2 + x[None, None] ** 2)
     counts = np.full(k.shape, 2.0)
     counts[..., 0] = 1
-    shell = np.minimum(np.rint(k).astype(np.int32), box // 2)
-    return shell.ravel(), (k < radius).ravel(), counts.ravel()
+    inside = np.flatnonzero(k < radius)
+    shell = np.minimum(np.rint(k.ravel()[inside]).astype(np.int32), box // 2)
+    counts = counts.ravel()[inside]
+    return shell, inside, counts, np.bincount(shell, counts, box // 2 + 1)
 
 
 @dataclass(frozen=True)

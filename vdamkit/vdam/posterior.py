@@ -12,14 +12,15 @@ convertAllSquaredDifferencesToWeights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import OrientationGrid
-from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
+from vdamkit.vdam.search import Batch, Block, Candidates, Fan, Level, Posterior, Search
 
 CHUNK_BYTES = 48 * 2**20  # of one worker's score chunk
 PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_significant`
@@ -28,25 +29,29 @@ ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
 
 def rotate_rows(
     projector: Projector, reference: Any, grid: OrientationGrid, perturbation: float, orientations: np.ndarray,
-    operators: dict | None = None,
+    fans: list[Fan] | None = None,
 ) -> Any:  # fmt: skip
     """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending.
 
-    `operators`, if given, is filled with the tilt operator of each direction that was used.
+    The tilt operators that were used are appended to `fans`, if given.
     """
     rows = projector.backend.xp.empty((len(orientations), len(projector.ball)), projector.complex)
     directions, psis = np.divmod(orientations, grid.n_psi)
-    present, first = np.unique(directions, return_index=True)
-    tilts = grid.tilts(perturbation, present)
-    ends = np.append(first[1:], len(orientations))
-    for direction, tilt, start, end in zip(present.tolist(), tilts, first, ends, strict=True):
-        matrix = projector.tilt_matrix(tilt)
-        if operators is not None:
-            operators[direction] = matrix
-        slab = projector.tilt(reference, matrix)
-        for row in range(start, end):
-            rows[row] = projector.spin(slab, float(grid.psis[psis[row]]))
+    for fan in fans_of(projector, grid, perturbation, np.unique(directions)):
+        slabs = projector.tilt(reference, fan.operator)
+        start, end = np.searchsorted(directions, [fan.directions[0], fan.directions[-1] + 1])
+        owner = np.searchsorted(fan.directions, directions[start:end])
+        for row, slab in zip(range(start, end), owner, strict=True):
+            projector.spin(slabs[slab], float(grid.psis[psis[row]]), rows[row])
+        if fans is not None:
+            fans.append(fan)
     return rows
+
+
+def fans_of(projector: Projector, grid: OrientationGrid, perturbation: float, directions: np.ndarray) -> Iterator[Fan]:
+    """Tilt operators of ascending `directions`, some at a time."""
+    for part in _pieces(len(directions), projector.directions_at_once):
+        yield Fan(directions[part], projector.tilt_operator(grid.tilts(perturbation, directions[part])))
 
 
 def interleaved(array: Any, real: np.dtype) -> Any:
@@ -77,7 +82,10 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     last = len(search.levels) == 1
     projector, xp = search.projector(level.radius), search.backend.xp
     n, real = len(projector.ball), projector.dtype
-    pieces = _pieces(len(orientations), 64)
+    directions = orientations // level.grid.n_psi
+    cuts = np.flatnonzero(np.diff(directions)) + 1  # whole directions, a few for each worker
+    cuts = np.append(np.append(0, cuts)[:: projector.directions_at_once], len(orientations))
+    pieces = [slice(a, b) for a, b in pairwise(cuts.tolist())]
     jobs = [(k, piece) for k in range(len(search.volumes)) for piece in pieces]
     prepared = search.prepared(level.radius)
     parts = search.backend.map(
@@ -174,10 +182,10 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     projector, xp = search.projector(level.radius), search.backend.xp
     n, real = len(projector.ball), projector.dtype
     union = np.unique(np.concatenate([mine for _, mine in members]))
-    operators: dict | None = {} if level is search.levels[-1] else None
-    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, operators)
-    if operators is not None:
-        search.keep(key, union, rows, operators)
+    fans: list[Fan] | None = [] if level is search.levels[-1] else None
+    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, fans)
+    if fans is not None:
+        search.keep(key, union, rows, fans)
     energy = rows.real**2 + rows.imag**2
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
     out = []

@@ -13,7 +13,6 @@ from vdamkit.imaging.projector import get_projector
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.state import Poses, State
 from vdamkit.vdam import schedule
-from vdamkit.vdam.accumulate import split_cube
 from vdamkit.vdam.moments import apply_solvent, half_gradients
 
 
@@ -119,19 +118,14 @@ def _start_maps(
     groups = particles.optics[picks[at]]
     maps = []
     for _ in range(settings.classes):
-        data = np.zeros((2, projector.grid.size), projector.complex)
-        weight = np.zeros(data.shape, settings.real)
+        cube = np.zeros((3, projector.grid.size), settings.real)
         for j, particle in enumerate(found):
             angles = rng.uniform([0, 0, 0], [360, 180, 360])  # tilt uniform, as RELION draws it
             inverse = (projector.ball.weight / sigma2[groups[j], projector.ball.shell]).astype(settings.real)
             values = backend.xp.asarray(particle.unmasked[:n] * (grey * inverse), projector.complex)
             weights = backend.xp.asarray(np.maximum(particle.weight[:n], 0) * inverse)
-            scattered = projector.scatter(euler_to_matrix(angles), values, weights)
-            cube = backend.asnumpy(scattered)
-            data[j % 2] += split_cube(cube, projector.complex)
-            weight[j % 2] += cube[:, 2]
-        both = np.stack([data.sum(0)] * 2), np.stack([weight.sum(0)] * 2)
-        d = half_gradients(projector.grid, *both, "C1", shell, backend).d[0]
+            cube += backend.asnumpy(projector.scatter(euler_to_matrix(angles), values, weights))
+        d = half_gradients(projector.grid, np.stack([cube, cube]), "C1", shell, backend).d[0]
         how = "mask" if settings.solvent == "none" else settings.solvent
         radius = settings.mask_diameter / (2 * particles.pixel_size)
         maps.append(apply_solvent(fourier_to_map(d), how, radius))
