@@ -156,7 +156,7 @@ def grid_row(search, reference, r: int) -> np.ndarray:
     projector, grid = search.projector(level.radius), level.grid
     direction, psi = divmod(int(r), grid.n_psi)
     tilt = grid.tilts(search.perturbation)[direction]
-    slab = projector.tilt(reference, projector.tilt_operator(tilt[None]))[0]
+    slab = projector.tilt(reference, *projector.tilt_operators(tilt[None]))
     return projector.spin(slab, float(grid.psis[psi]), np.empty(len(projector.ball), projector.complex))
 
 

@@ -15,6 +15,7 @@ direct trilinear interpolation without padding, RELION's choice in this job, by 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -139,6 +140,19 @@ def _mean_absolute_sum() -> float:
     return float(np.abs(_least_squares_taps((np.arange(256) + 0.5) / 256)).sum(1).mean() ** 2)
 
 
+@dataclass(frozen=True)
+class Tilt:
+    """Trilinear corners of one direction's cylinder in the half cube (see :func:`trilinear`)."""
+
+    indices: np.ndarray  # (n, 8) int32
+    weights: np.ndarray  # (n, 8)
+    sign: np.ndarray  # (n,)
+
+    @property
+    def nbytes(self) -> int:
+        return self.indices.nbytes + self.weights.nbytes + self.sign.nbytes
+
+
 class Projector:
     """Rotates references of side `box` into half-balls of `radius`, and scatters half-balls back.
 
@@ -161,10 +175,7 @@ class Projector:
         rho = np.maximum(np.hypot(x, y) - 0.75 * margin, 0)
         needed = rho * rho + z * z < radius * radius
         self._source_k = np.stack([x, y, z])[:, needed].astype(self.dtype)
-        # where the points lie in a slab: its rows are the points of a plane, with all real, then all imaginary parts
-        plane, height = np.divmod(np.flatnonzero(needed), radius)
-        self._source = plane * (2 * radius) + height
-        self._source_weight = plane * radius + height
+        self._source = np.flatnonzero(needed)  # place in the cylinder, (width², radius) flattened
         line = np.arange(-radius + 1, radius)
         ky, kx = np.meshgrid(line, line, indexing="ij")
         disc = kx * kx + ky * ky < radius * radius
@@ -172,47 +183,61 @@ class Projector:
         row = np.full((len(line), len(line)), -1)
         row[disc] = np.arange(len(self._disc))
         k = self.ball.k
-        row = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1]
-        self._ball_real, self._ball_weight = row * (2 * radius) + k[:, 2], row * radius + k[:, 2]
+        self._ball_at = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1] * radius + k[:, 2]
         self._spins: dict[float, Any] = {}
 
     @property
     def directions_at_once(self) -> int:
-        """Directions that are best tilted together: enough points for threads to run side by side, few for the cache."""
+        """Directions whose operators are best made together: enough points for threads to run side by side, few for the cache."""
         return max(1, round(80_000 / self._source_k.shape[1]))
 
     def prepare(self, volume: np.ndarray) -> Any:
         """Padded transform of a map `(box,)*3` zyx, real and imaginary part `(2, grid.size)`, on the back-end's device."""
         return self.backend.xp.asarray(self.grid.from_map(volume))
 
-    # tilt: some directions, every psi -----------------------------------------------------------------------------
+    # tilt: one direction, every psi -----------------------------------------------------------------------------
 
-    def tilt_operator(self, directions: np.ndarray) -> tuple[Any, Any]:
-        """Sparse operator (and Friedel signs) of the parts ``D`` `(d, 3, 3)` of rotations ``Rz(psi) @ D``."""
-        turns = (PAD * directions.transpose(2, 0, 1)).reshape(-1, 3).astype(self.dtype)  # row (i, d): column i of D
-        indices, weights, sign = trilinear((turns @ self._source_k).reshape(3, -1), self.grid.half_width)
+    def tilt_operators(self, directions: np.ndarray) -> list[Tilt]:
+        """Operators of the parts ``D`` `(d, 3, 3)` of rotations ``Rz(psi) @ D``, one for each."""
+        n, out = len(self._source), []
+        for first in range(0, len(directions), self.directions_at_once):
+            some = directions[first : first + self.directions_at_once]
+            turns = (PAD * some.transpose(2, 0, 1)).reshape(-1, 3).astype(self.dtype)  # row (i, d): column i of D
+            corners = trilinear((turns @ self._source_k).reshape(3, -1), self.grid.half_width)
+            out += [Tilt(*(array[j * n : (j + 1) * n] for array in corners)) for j in range(len(some))]
+        return out
+
+    def _matrix(self, tilts: list[Tilt]) -> tuple[Any, Any]:
+        """Sparse matrix of tilts one below the other, and their Friedel signs."""
+        indices, weights, sign = (
+            getattr(tilts[0], name) if len(tilts) == 1 else np.concatenate([getattr(t, name) for t in tilts])
+            for name in ("indices", "weights", "sign")
+        )
         return csr_rows(self.backend, indices, weights, self.grid.size), self.backend.xp.asarray(sign)
 
-    def tilt(self, reference: Any, operator: tuple[Any, Any]) -> Any:
-        """The reference on the cylinder of each direction, `(d, width², 2 radius)`: real parts, then imaginary ones."""
-        matrix, sign = operator
-        d = len(sign) // len(self._source)
-        slabs = self.backend.xp.zeros((d, self.width**2 * 2 * self.radius), self.dtype)
-        slabs[:, self._source] = (matrix @ reference[0]).reshape(d, -1)
-        slabs[:, self._source + self.radius] = (matrix @ reference[1] * sign).reshape(d, -1)
-        return slabs.reshape(d, self.width**2, 2 * self.radius)
+    def tilt(self, reference: Any, tilt: Tilt) -> Any:
+        """The reference on the cylinder of one direction, `(width², 2 radius)`, real and imaginary parts interleaved."""
+        matrix, sign = self._matrix([tilt])
+        slab = self.backend.xp.zeros((self.width**2 * self.radius, 2), self.dtype)
+        slab[self._source, 0] = matrix @ reference[0]
+        slab[self._source, 1] = matrix @ reference[1] * sign
+        return slab.reshape(self.width**2, 2 * self.radius)
 
-    def tilt_adjoint(self, slabs: Any, operator: tuple[Any, Any], weights: Any | None = None) -> Any:
-        """Adjoint of :meth:`tilt`: `(d, width², 2 radius)` → `(2, grid.size)`.
+    def tilt_adjoint(self, tilts: list[Tilt], slabs: list[Any], weights: list[Any] | None = None) -> Any:
+        """Adjoint of :meth:`tilt`, summed over some: slabs `(width², 2 radius)` each → `(2, grid.size)`.
 
-        With `weights` `(d, width², radius)`, which have no phase, a third row: their own scattered sums.
+        With `weights` `(width², radius)` each, which have no phase, a third row: their own scattered sums.
         """
-        matrix, sign = operator
-        slabs, back = slabs.reshape(len(slabs), -1), matrix.T
-        rows = [slabs[:, self._source].ravel(), slabs[:, self._source + self.radius].ravel() * sign]
+        xp = self.backend.xp
+        matrix, sign = self._matrix(tilts)
+        columns = [xp.concatenate([slab.reshape(-1, 2)[self._source, part] for slab in slabs]) for part in (0, 1)]
+        columns[1] *= sign
         if weights is not None:
-            rows.append(weights.reshape(len(weights), -1)[:, self._source_weight].ravel())
-        return self.backend.xp.stack([back @ values for values in rows])
+            columns.append(xp.concatenate([weight.reshape(-1)[self._source] for weight in weights]))
+        out = xp.empty((len(columns), self.grid.size), self.dtype)
+        for row, column in zip(out, columns, strict=True):
+            row[:] = matrix.T @ column
+        return out
 
     # spin: psi ----------------------------------------------------------------------------------------------------
 
@@ -238,17 +263,14 @@ class Projector:
 
     def spin(self, slab: Any, psi: float, out: Any) -> Any:
         """The reference turned by psi on the half-ball; slab `(width², 2 radius)`, result into `out` `(n,)` complex."""
-        plane = (self.spin_matrix(psi)[0] @ slab).reshape(-1)
-        out.real = plane[self._ball_real]
-        out.imag = plane[self._ball_real + self.radius]
-        return out
+        plane = self.spin_matrix(psi)[0] @ slab
+        return plane.reshape(-1).view(self.complex).take(self._ball_at, out=out, mode="clip")  # no check, no copy
 
     def spin_adjoint(self, values: Any, psi: float) -> Any:
         """Adjoint of :meth:`spin`: `(n,)` complex → slab `(width², 2 radius)`."""
-        plane = self.backend.xp.zeros((len(self._disc) * 2 * self.radius), self.dtype)
-        plane[self._ball_real] = values.real
-        plane[self._ball_real + self.radius] = values.imag
-        return self.spin_matrix(psi)[0].T @ plane.reshape(len(self._disc), -1)
+        plane = self.backend.xp.zeros(len(self._disc) * self.radius, self.complex)
+        plane[self._ball_at] = values
+        return self.spin_matrix(psi)[0].T @ plane.view(self.dtype).reshape(len(self._disc), -1)
 
     def spread_weight(self, weight: Any, psi: float) -> Any:
         """Sums of weights `(n,)` real over the voxels they bear on: `(width², radius)`.
@@ -258,7 +280,7 @@ class Projector:
         Jacobi preconditioner that bounds every step; they are scaled to be right on average.
         """
         plane = self.backend.xp.zeros(len(self._disc) * self.radius, self.dtype)
-        plane[self._ball_weight] = weight
+        plane[self._ball_at] = weight
         return self.spin_matrix(psi)[1].T @ plane.reshape(len(self._disc), -1)
 
     # both, for any rotation --------------------------------------------------------------------------------------
@@ -270,19 +292,19 @@ class Projector:
         Source: RELION projector.cpp:rotate3D (trilinear there, see the module's text).
         """
         direction, psi = split_spin(rotation)
-        slab = self.tilt(reference, self.tilt_operator(direction[None]))[0]
+        slab = self.tilt(reference, *self.tilt_operators(direction[None]))
         return self.spin(slab, psi, self.backend.xp.empty(len(self.ball), self.complex))
 
     def adjoint(self, rotation: np.ndarray, values: Any) -> Any:
         """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(2, grid.size)`."""
         direction, psi = split_spin(rotation)
-        return self.tilt_adjoint(self.spin_adjoint(values, psi)[None], self.tilt_operator(direction[None]))
+        return self.tilt_adjoint(self.tilt_operators(direction[None]), [self.spin_adjoint(values, psi)])
 
     def scatter(self, rotation: np.ndarray, values: Any, weight: Any) -> Any:
         """:meth:`adjoint` of `values` and, as a third row, the sums of `weight`: `(3, grid.size)`."""
         direction, psi = split_spin(rotation)
-        slabs, weights = self.spin_adjoint(values, psi)[None], self.spread_weight(weight, psi)[None]
-        return self.tilt_adjoint(slabs, self.tilt_operator(direction[None]), weights)
+        tilts = self.tilt_operators(direction[None])
+        return self.tilt_adjoint(tilts, [self.spin_adjoint(values, psi)], [self.spread_weight(weight, psi)])
 
 
 def split_spin(rotation: np.ndarray) -> tuple[np.ndarray, float]:

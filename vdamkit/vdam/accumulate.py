@@ -12,18 +12,19 @@ Each rotation is scattered once per chunk of particles, not once per particle.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.projector import Projector
+from vdamkit.imaging.projector import Projector, Tilt
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.posterior import rotate_rows
-from vdamkit.vdam.search import Batch, Fan, Posterior, Search
+from vdamkit.vdam.search import Batch, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
 LANE_BYTES = 2**28  # of all lanes' cubes together
+AT_ONCE = 8  # directions scattered together
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,41 @@ class RawBatch:
     optics: np.ndarray  # (p,) optics group of each particle
 
 
-@dataclass
 class Lane:
-    """Sums of some groups of rotations, formed one after the other by one worker."""
+    """Sums of some groups of rotations, formed one after the other by one worker.
 
-    cubes: dict[tuple[int, int], Any] = field(default_factory=dict)  # (class, half) -> (3, size)
-    noise: dict[int, np.ndarray] = field(default_factory=dict)  # optics group -> (n_shells,)
-    power: dict[int, np.ndarray] = field(default_factory=dict)  # class -> (n_shells,)
+    Slabs wait until there are AT_ONCE of a class and half: scattering them together saves passes over the cube.
+    """
+
+    def __init__(self, projector: Projector):
+        self.projector = projector
+        self.cubes: dict[tuple[int, int], Any] = {}  # (class, half) -> (3, size)
+        self.noise: dict[int, np.ndarray] = {}  # optics group -> (n_shells,)
+        self.power: dict[int, np.ndarray] = {}  # class -> (n_shells,)
+        self._waiting: dict[tuple[int, int], list[tuple[Tilt, Any, Any]]] = {}
+
+    def add(self, key: tuple[int, int], tilt: Tilt, slab: Any, weight: Any) -> None:
+        """Sums on the cylinder of one direction, for a class and half."""
+        waiting = self._waiting.setdefault(key, [])
+        waiting.append((tilt, slab, weight))
+        if len(waiting) == AT_ONCE:
+            self._scatter(key)
+
+    def finish(self) -> Lane:
+        for key in self._waiting:
+            self._scatter(key)
+        return self
+
+    def _scatter(self, key: tuple[int, int]) -> None:
+        waiting = self._waiting[key]
+        if not waiting:
+            return
+        cube = self.projector.tilt_adjoint(*(list(column) for column in zip(*waiting, strict=True)))
+        if key in self.cubes:
+            self.cubes[key] += cube
+        else:
+            self.cubes[key] = cube
+        waiting.clear()
 
 
 def accumulate(
@@ -77,11 +106,11 @@ def accumulate(
     n_lanes = int(np.clip(LANE_BYTES // lane_bytes, 2, MAX_LANES))
 
     def work(number: int) -> Lane:
-        lane = Lane()
+        lane = Lane(projector)
         for key in jobs[number::n_lanes]:
             _group_sums(search, projector, batch, raw, posteriors, key, members[key], lane)
             tick(1 / len(jobs))
-        return lane
+        return lane.finish()
 
     lanes = search.backend.map(work, range(min(n_lanes, len(jobs))))
     noise, noise_weight = _own_power(search, projector, raw, n_optics)
@@ -120,7 +149,7 @@ def _group_sums(
     level, xp = search.levels[-1], search.backend.xp
     n = len(projector.ball)
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
-    rows, fans = _rotated(search, projector, key, union)
+    rows, tilts = _rotated(search, projector, key, union)
     energy = rows.real**2 + rows.imag**2
     gradient = xp.zeros((2, len(union), n), projector.complex)  # per pseudo-half: index parity in the file, for good
     total = xp.zeros((2, len(union), n), projector.dtype)
@@ -149,45 +178,37 @@ def _group_sums(
     for h in (0, 1):
         gradient[h] -= total[h] * rows
     lane.power[key[0]] = lane.power.get(key[0], 0) + projector.ball.shell_sums(search.backend.asnumpy(information))
-    for h in np.flatnonzero(touched.any(1)).tolist():
-        cube = _scatter(projector, level.grid, union, gradient[h], xp.maximum(total[h], 0), touched[h], fans)
-        if (key[0], h) in lane.cubes:
-            lane.cubes[key[0], h] += cube
-        else:
-            lane.cubes[key[0], h] = cube
+    for h in (0, 1):
+        _spin_back(projector, level.grid, union, gradient[h], xp.maximum(total[h], 0), touched[h], tilts, (key[0], h), lane)
 
 
-def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, list[Fan]]:
+def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, dict[int, Tilt]]:
     """References at orientations `union` of a group: what the E-step kept, or computed again."""
     if key in search.kept:
-        orientations, rows, fans, _ = search.kept[key]
-        return rows[np.searchsorted(orientations, union)], fans
-    level, fans = search.levels[-1], []
+        orientations, rows, tilts, _ = search.kept[key]
+        return rows[np.searchsorted(orientations, union)], tilts
+    level, tilts = search.levels[-1], {}
     reference = search.prepared(level.radius)[key[0]]
-    return rotate_rows(projector, reference, level.grid, search.perturbation, union, fans), fans
+    return rotate_rows(projector, reference, level.grid, search.perturbation, union, tilts), tilts
 
 
-def _scatter(
+def _spin_back(
     projector: Projector, grid: OrientationGrid, union: np.ndarray, gradient: Any, total: Any, touched: np.ndarray,
-    fans: list[Fan],
-) -> Any:  # fmt: skip
-    """Rows of one half back into the padded half cube, `(3, size)`."""
-    xp = projector.backend.xp
-    cube = xp.zeros((3, projector.grid.size), projector.dtype)
-    directions, psis = np.divmod(union, grid.n_psi)
-    for fan in fans:
-        start, end = np.searchsorted(directions, [fan.directions[0], fan.directions[-1] + 1])
-        rows = np.flatnonzero(touched[start:end]) + start
-        if not len(rows):
-            continue
-        slabs = xp.zeros((len(fan.directions), projector.width**2, 2 * projector.radius), projector.dtype)
-        weights = xp.zeros((len(fan.directions), projector.width**2, projector.radius), projector.dtype)
-        for row, owner in zip(rows, np.searchsorted(fan.directions, directions[rows]), strict=True):
-            psi = float(grid.psis[psis[row]])
-            slabs[owner] += projector.spin_adjoint(gradient[row], psi)
-            weights[owner] += projector.spread_weight(total[row], psi)
-        cube += projector.tilt_adjoint(slabs, fan.operator, weights)
-    return cube
+    tilts: dict[int, Tilt], key: tuple[int, int], lane: Lane,
+) -> None:  # fmt: skip
+    """Touched rows of one half, summed over psi on the cylinder of their direction, and handed to the lane."""
+    rows = np.flatnonzero(touched)
+    if not len(rows):
+        return
+    directions, psis = np.divmod(union[rows], grid.n_psi)
+    present, first = np.unique(directions, return_index=True)
+    for direction, some in zip(present.tolist(), np.split(np.arange(len(rows)), first[1:]), strict=True):
+        slab = weight = 0
+        for j in some:
+            psi = float(grid.psis[psis[j]])
+            slab = slab + projector.spin_adjoint(gradient[rows[j]], psi)
+            weight = weight + projector.spread_weight(total[rows[j]], psi)
+        lane.add(key, tilts[direction], slab, weight)
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,15 +12,15 @@ convertAllSquaredDifferencesToWeights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.projector import Projector
+from vdamkit.imaging.projector import Projector, Tilt
 from vdamkit.sampling.orientations import OrientationGrid
-from vdamkit.vdam.search import Batch, Block, Candidates, Fan, Level, Posterior, Search
+from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
 
 CHUNK_BYTES = 48 * 2**20  # of one worker's score chunk
 PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_significant`
@@ -29,29 +29,24 @@ ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
 
 def rotate_rows(
     projector: Projector, reference: Any, grid: OrientationGrid, perturbation: float, orientations: np.ndarray,
-    fans: list[Fan] | None = None,
+    tilts: dict[int, Tilt] | None = None,
 ) -> Any:  # fmt: skip
     """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending.
 
-    The tilt operators that were used are appended to `fans`, if given.
+    `tilts`, if given, is filled with the operator of each direction that was used.
     """
     rows = projector.backend.xp.empty((len(orientations), len(projector.ball)), projector.complex)
     directions, psis = np.divmod(orientations, grid.n_psi)
-    for fan in fans_of(projector, grid, perturbation, np.unique(directions)):
-        slabs = projector.tilt(reference, fan.operator)
-        start, end = np.searchsorted(directions, [fan.directions[0], fan.directions[-1] + 1])
-        owner = np.searchsorted(fan.directions, directions[start:end])
-        for row, slab in zip(range(start, end), owner, strict=True):
-            projector.spin(slabs[slab], float(grid.psis[psis[row]]), rows[row])
-        if fans is not None:
-            fans.append(fan)
+    present, first = np.unique(directions, return_index=True)
+    ends = np.append(first[1:], len(orientations))
+    made = projector.tilt_operators(grid.tilts(perturbation, present))
+    for tilt, start, end in zip(made, first, ends, strict=True):
+        slab = projector.tilt(reference, tilt)
+        for row in range(start, end):
+            projector.spin(slab, float(grid.psis[psis[row]]), rows[row])
+    if tilts is not None:
+        tilts |= dict(zip(present.tolist(), made, strict=True))
     return rows
-
-
-def fans_of(projector: Projector, grid: OrientationGrid, perturbation: float, directions: np.ndarray) -> Iterator[Fan]:
-    """Tilt operators of ascending `directions`, some at a time."""
-    for part in _pieces(len(directions), projector.directions_at_once):
-        yield Fan(directions[part], projector.tilt_operator(grid.tilts(perturbation, directions[part])))
 
 
 def interleaved(array: Any, real: np.dtype) -> Any:
@@ -182,10 +177,10 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     projector, xp = search.projector(level.radius), search.backend.xp
     n, real = len(projector.ball), projector.dtype
     union = np.unique(np.concatenate([mine for _, mine in members]))
-    fans: list[Fan] | None = [] if level is search.levels[-1] else None
-    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, fans)
-    if fans is not None:
-        search.keep(key, union, rows, fans)
+    tilts: dict[int, Tilt] | None = {} if level is search.levels[-1] else None
+    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, tilts)
+    if tilts is not None:
+        search.keep(key, union, rows, tilts)
     energy = rows.real**2 + rows.imag**2
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
     out = []

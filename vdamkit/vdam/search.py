@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend import Backend
-from vdamkit.imaging.projector import Projector, get_projector
+from vdamkit.imaging.projector import Projector, Tilt, get_projector
 from vdamkit.sampling.orientations import OrientationGrid, angular_step, orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 
@@ -23,19 +23,6 @@ class Level:
     grid: OrientationGrid
     radius: int
     fine_shifts: bool
-
-
-@dataclass(frozen=True)
-class Fan:
-    """Directions that are tilted together, and their operator (see `Projector.tilt_operator`)."""
-
-    directions: np.ndarray  # (d,) of the level's grid, ascending
-    operator: tuple[Any, Any]
-
-    @property
-    def nbytes(self) -> int:
-        matrix, sign = self.operator
-        return matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes + sign.nbytes
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ class Search:
     references: dict = field(default_factory=dict, repr=False)  # radius -> prepared references; filled on demand
     tables: dict = field(default_factory=dict, repr=False)
     lock: Any = field(default_factory=threading.Lock, repr=False)
-    kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows, fans, bytes), for the M-step
+    kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows, tilts, bytes), for the M-step
 
     def projector(self, radius: int) -> Projector:
         return get_projector(self.box, radius, self.dtype, self.backend)
@@ -141,11 +128,11 @@ class Search:
                 known[missing] = True
         return table if len(subset) == len(table) else table[subset]
 
-    def keep(self, key: tuple, orientations: np.ndarray, rows: Any, fans: list[Fan]) -> None:
+    def keep(self, key: tuple, orientations: np.ndarray, rows: Any, tilts: dict[int, Tilt]) -> None:
         """Keep a group's rotated references for the M-step while there is room; without them it computes them again."""
-        size = rows.nbytes + sum(fan.nbytes for fan in fans)
+        size = rows.nbytes + sum(tilt.nbytes for tilt in tilts.values())
         if size + sum(item[3] for item in list(self.kept.values())) <= KEPT_BYTES:
-            self.kept[key] = (orientations, rows, fans, size)
+            self.kept[key] = (orientations, rows, tilts, size)
 
     def log_offset(self, batch: Batch, i: int, fine: bool, subset: np.ndarray) -> np.ndarray:
         """Log prior of particle i's offset (last offset + shift); centred on rlnOrigin*Prior or 0, in Å as it should
