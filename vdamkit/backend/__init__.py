@@ -36,12 +36,17 @@ class Backend:
     def on_gpu(self) -> bool:
         return self.device != "cpu"
 
-    def map(self, function: Callable, items: Iterable) -> list:
-        """``[function(item) for item in items]``, on the worker threads where there are several."""
+    def map(self, function: Callable, items: Iterable, *, at_once: int = 1) -> list:
+        """``[function(item) for item in items]``, on the worker threads where there are several.
+
+        `at_once`: items that one worker takes at a time; more where an item is a matter of microseconds.
+        """
         items = list(items)
-        if self.threads == 1 or len(items) < 2:
+        if self.threads == 1 or len(items) <= at_once:
             return [function(item) for item in items]
-        return list(_pool(self.threads).map(function, items))
+        parts = [items[first : first + at_once] for first in range(0, len(items), at_once)]
+        done = _pool(self.threads).map(lambda part: [function(item) for item in part], parts)
+        return [result for part in done for result in part]
 
     def asnumpy(self, array: Any) -> np.ndarray:
         return array.get() if hasattr(array, "get") else np.asarray(array)

@@ -27,23 +27,22 @@ def alignment_accuracy(references, projector, weights: np.ndarray, rotations: np
     k = projector.ball.k
     xp = projector.backend.xp
     for reference in references:
-        angular, shifted = [], []
-        for weight, rotation in zip(weights, rotations, strict=True):
-            base = projector.rotate(reference, rotation)
-            axis = rng.integers(3)
-            direction = np.eye(3)[rng.integers(3)]
+        turns, directions = np.eye(3)[rng.integers(3, size=(2, len(weights)))]
+
+        def errors(i: int, reference=reference, turns=turns, directions=directions) -> tuple[float, float]:
+            base = projector.rotate(reference, rotations[i])
             costs = []
             for angle in ANGLES:
-                turn = np.zeros(3)
-                turn[axis] = angle
-                moved = projector.rotate(reference, rotation @ euler_to_matrix(turn))
-                costs.append(float(0.5 * (weight * xp.abs(moved - base) ** 2).sum()))
-            angular.append(_crossing(ANGLES, np.array(costs)))
-            phase = 2 * np.pi / box * (k @ direction)
-            energy = projector.backend.asnumpy(weight * xp.abs(base) ** 2)
+                moved = projector.rotate(reference, rotations[i] @ euler_to_matrix(angle * turns[i]))
+                costs.append(float(0.5 * (weights[i] * xp.abs(moved - base) ** 2).sum()))
+            angular = _crossing(ANGLES, np.array(costs))
+            phase = 2 * np.pi / box * (k @ directions[i])
+            energy = projector.backend.asnumpy(weights[i] * xp.abs(base) ** 2)
             costs = [float((energy * (1 - np.cos(phase * t))).sum()) for t in SHIFTS]
-            shifted.append(_crossing(SHIFTS, np.array(costs)))
-        best = min(best, (float(np.mean(angular)), float(np.mean(shifted))))
+            return angular, _crossing(SHIFTS, np.array(costs))
+
+        found = projector.backend.map(errors, range(len(weights)))
+        best = min(best, tuple(float(np.mean(values)) for values in zip(*found, strict=True)))
     return best
 
 

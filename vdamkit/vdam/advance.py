@@ -209,7 +209,7 @@ def make_batch(
         raw_weight[j] = item.weight
         weight[j] = item.weight * (inverse * ball.weight)
 
-    search.backend.map(fill, range(len(index)))
+    search.backend.map(fill, range(len(index)), at_once=8)
     _, centre = _centre_rows(state, particles, index, search)
     batch = Batch(index, *(xp.asarray(a) for a in (scaled, unmasked, weight)), offsets, priors, centre)
     return batch, RawBatch(xp.asarray(masked), xp.asarray(raw_weight), particles.optics[index]), complaints

@@ -22,7 +22,7 @@ from vdamkit.imaging.projector import Projector, Tilt
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
 
-CHUNK_BYTES = 48 * 2**20  # of one worker's score chunk
+CHUNK_BYTES = 24 * 2**20  # of one worker's score chunk
 PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_significant`
 ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
 
@@ -79,7 +79,7 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     n, real = len(projector.ball), projector.dtype
     directions = orientations // level.grid.n_psi
     cuts = np.flatnonzero(np.diff(directions)) + 1  # whole directions, a few for each worker
-    cuts = np.append(np.append(0, cuts)[:: projector.directions_at_once], len(orientations))
+    cuts = np.append(np.append(0, cuts)[::2], len(orientations))
     pieces = [slice(a, b) for a, b in pairwise(cuts.tolist())]
     jobs = [(k, piece) for k in range(len(search.volumes)) for piece in pieces]
     prepared = search.prepared(level.radius)
@@ -154,11 +154,14 @@ def next_level(
         tick(1 / len(members))
         return out
 
+    work = {key: sum(len(mine) * len(shifts[i]) for i, mine in members[key]) for key in members}
+    largest_first = sorted(members, key=lambda key: (-work[key], key))  # so that no worker is left with a long last job
+    scored = dict(zip(largest_first, search.backend.map(score, largest_first), strict=True))
     blocks: list[list[Block]] = [[] for _ in candidates]
-    for part in search.backend.map(score, sorted(members)):
-        for i, block in part:
+    for key in sorted(members):
+        for i, block in scored[key]:
             blocks[i].append(block)
-    return search.backend.map(lambda i: _conclude(search, blocks[i], shifts[i], last), range(len(candidates)))
+    return search.backend.map(lambda i: _conclude(search, blocks[i], shifts[i], last), range(len(candidates)), at_once=8)
 
 
 def directions_per_group(grid: OrientationGrid) -> int:
