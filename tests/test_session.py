@@ -276,3 +276,41 @@ def test_single_precision_follows_double_precision(folder):
         assert np.isfinite(found).mean() > 0.9
         gap = np.abs(np.log(found) - np.log(b.probability[strong]))
         assert np.nanmax(gap) < 0.05
+
+
+def test_nothing_computed_is_lost(folder, monkeypatch):
+    """States beyond the few that stay in memory come back from disc, bit for bit, and their folder goes with the session."""
+    import gc
+
+    from vdamkit import history
+
+    monkeypatch.setattr(history, "KEPT_STATES", 2)
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    states = [job.state]
+    for _ in range(5):
+        job.step()
+        states.append(job.state)
+    nodes = job._history.nodes
+    assert sum(node.held is not None for node in nodes) == 2
+    shelf = nodes[0].path.parent
+    assert job.undo(99) == 0 and same(job.state, states[0])
+    for number, state in enumerate(states):
+        assert job.go_to(number) == number and same(job.state, state)
+    branch = job.branch()
+    branch.undo(3)
+    branch.step()
+    assert same(branch.state, states[3])
+    del job, branch, nodes
+    gc.collect()
+    assert not shelf.exists()
+
+
+def test_changing_the_number_of_mini_batches_spreads_the_rest(job):
+    """T in force goes on from where it is, and the new end is the end of the schedule."""
+    job.run(3)
+    before = job.report.T
+    job.change(mini_batches=9)
+    assert job.step().T == pytest.approx(before, abs=1.2)
+    longer = [job.step().T for _ in range(5)]
+    assert job.iteration == 9 and longer[-1] == pytest.approx(4, abs=0.01) and np.diff(longer).min() > -1e-9
+    assert job.step().T == pytest.approx(4, abs=0.01), "beyond the end the final values hold"

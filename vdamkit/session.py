@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,7 @@ import pandas as pd
 
 from vdamkit.backend import get_backend
 from vdamkit.errors import InputError, SettingsError
+from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.settings import Settings
 from vdamkit.source import ParticleSource
@@ -26,33 +25,6 @@ if TYPE_CHECKING:
     from vdamkit.compare import Match
     from vdamkit.scoring import ParticlePosterior
     from vdamkit.verdict import Verdict
-
-KEPT_STATES = 20  # older states stay in the history but their arrays are dropped unless they start a branch
-
-
-@dataclass(frozen=True)
-class Node:
-    """One point of the history: a state, the settings in force there and how it came about."""
-
-    number: int
-    parent: int | None
-    state: State | None  # None where the arrays were dropped
-    settings: Settings
-    report: StepReport | None
-    note: str = ""
-    when: str = ""
-
-    def row(self) -> dict[str, Any]:
-        """The node as a line of the history table."""
-        out: dict[str, Any] = {"node": self.number, "parent": self.parent, "note": self.note, "when": self.when}
-        if self.report is not None:
-            skip = {"timings", "bad", "class_populations"}
-            out |= {k: v for k, v in vars(self.report).items() if k not in skip}
-        return out
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Session:
@@ -94,9 +66,7 @@ class Session:
         self._backend = get_backend(settings.device, settings.threads)
         self._source = ParticleSource(self.particles, settings, self._backend)
         self._pending = settings
-        self._nodes: list[Node] = []
-        self._current = -1
-        self._redo: list[int] = []
+        self._history = History()
         self.previous_log: list[dict[str, Any]] = []  # of the runs before a resume
         self._earlier: list[StepReport] = []  # reports read back from it
         self._cancel = threading.Event()
@@ -113,19 +83,17 @@ class Session:
     def state(self) -> State:
         """The current state (computing state 0 at the first call)."""
         self._ensure_start()
-        state = self._nodes[self._current].state
-        assert state is not None
-        return state
+        return self._history.node.state
 
     @property
     def report(self) -> StepReport | None:
         """What the last mini-batch found."""
-        return self._nodes[self._current].report if self._nodes else None
+        return self._history.node.report if self._history else None
 
     @property
     def iteration(self) -> int:
         """Number of mini-batches behind the current state."""
-        return self._nodes[self._current].state.iteration if self._nodes else 0
+        return self._history.node.iteration if self._history else 0
 
     @property
     def pixel_size(self) -> float:
@@ -155,20 +123,16 @@ class Session:
         """One row per node of the history tree, the current line's nodes marked in `on_line`."""
         self._ensure_start()
         line = set(self.line())
-        rows = [node.row() | {"on_line": node.number in line} for node in self._nodes]
+        rows = [node.row() | {"on_line": node.number in line} for node in self._history.nodes]
         return pd.DataFrame(rows).set_index("node")
 
     def line(self) -> list[int]:
         """Node numbers from the start to the current state."""
-        out, at = [], self._current
-        while at is not None and at >= 0:
-            out.append(at)
-            at = self._nodes[at].parent
-        return out[::-1]
+        return [node.number for node in self._history.line()]
 
     def reports(self) -> list[StepReport]:
         """Reports of the current line, oldest first; after a resume also those of before (without timings)."""
-        return self._earlier + [r for r in (self._nodes[n].report for n in self.line()) if r is not None]
+        return self._earlier + [node.report for node in self._history.line() if node.report is not None]
 
     # moving ---------------------------------------------------------------------------------------------------------
 
@@ -187,7 +151,7 @@ class Session:
         before, settings = self.state, self._pending
         self._cancel.clear()
         state, report = advance(before, settings, self._source, self._backend, self._tick)
-        self._append(state, settings, report)
+        self._history.append(state, settings, report)
         if self.output is not None:
             self._write()
         return report
@@ -220,50 +184,39 @@ class Session:
         """
         new = self._pending.replace(**options)
         check_mask(new, self.particles)
-        if self._nodes and new.classes != self._pending.classes:
+        if self._history and new.classes != self._pending.classes:
             raise SettingsError(
                 f"classes is {new.classes} but this run has {self._pending.classes}; start a new session for another number "
                 "of classes"
             )
-        if self._nodes and new.precision != self._pending.precision:
+        if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")
         old, self._pending = self._pending, new
         if (new.device, new.threads) != (old.device, old.threads):
             self._backend = get_backend(new.device, new.threads)
         self._source = self._source.with_settings(new, self._backend)
-        if self._nodes:
-            words = ", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in options if getattr(old, k) != getattr(new, k))
-            node = self._nodes[self._current]
-            if words:
-                self._nodes[self._current] = replace(node, note=f"{node.note}; {words}".strip("; "))
+        words = ", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in options if getattr(old, k) != getattr(new, k))
+        if self._history and words:
+            self._history.remark(words)
         return new
 
     def undo(self, n: int = 1) -> int:
         """Go back `n` mini-batches; the settings in force there come back too. Returns the mini-batch reached."""
         self._ensure_start()
-        for _ in range(n):
-            parent = self._nodes[self._current].parent
-            if parent is None or self._nodes[parent].state is None:
-                break
-            self._redo.append(self._current)
-            self._go(parent)
-        return self.iteration
+        while n > 0 and self._history.undo():
+            n -= 1
+        return self._arrive()
 
     def redo(self, n: int = 1) -> int:
         """Take back `n` undos. Returns the mini-batch reached."""
-        for _ in range(min(n, len(self._redo))):
-            self._go(self._redo.pop())
-        return self.iteration
+        while n > 0 and self._history.redo():
+            n -= 1
+        return self._arrive()
 
     def go_to(self, node: int) -> int:
-        """Make a node of the history the current state."""
-        if not 0 <= node < len(self._nodes):
-            raise SettingsError(f"there is no node {node}; the history has 0 to {len(self._nodes) - 1}")
-        if self._nodes[node].state is None:
-            raise SettingsError(f"the arrays of node {node} were dropped; only the last {KEPT_STATES} states are kept")
-        self._redo.clear()
-        self._go(node)
-        return self.iteration
+        """Make a node of the history (a row of :attr:`history`) the current state. Returns its mini-batch."""
+        self._history.go_to(node)
+        return self._arrive()
 
     def branch(self, note: str = "", **options: Any) -> Session:
         """An independent session that goes on from here; states are shared, files are not written."""
@@ -271,10 +224,9 @@ class Session:
         other = object.__new__(Session)
         other.__dict__ |= self.__dict__
         other.output, other.listeners = None, []
-        other._nodes, other._redo, other._cancel = list(self._nodes), [], threading.Event()
+        other._history, other._cancel = self._history.copy(), threading.Event()
         if note:
-            node = other._nodes[other._current]
-            other._nodes[other._current] = replace(node, note=f"{node.note}; branch: {note}".strip("; "))
+            other._history.remark(f"branch: {note}")
         if options:
             other.change(**options)
         return other
@@ -298,7 +250,7 @@ class Session:
 
         self._ensure_start()
         state = score_all(self.state, self._pending, self._source, self._backend, tick)
-        self._append(state, self._pending, self.report, note="all particles scored")
+        self._history.append(state, self._pending, self.report, note="all particles scored")
         return self.poses
 
     def verdict(self, other: Session | None = None) -> Verdict:
@@ -339,11 +291,11 @@ class Session:
     # inside ---------------------------------------------------------------------------------------------------------
 
     def _ensure_start(self) -> None:
-        if self._nodes:
+        if self._history:
             return
         with self._backend.limits():
             state = initial_state(self._source, self._pending, self._backend)
-        self._append(state, self._pending, None, note="start")
+        self._history.append(state, self._pending, None, note="start")
         if self.output is not None:
             self._write()
 
@@ -353,24 +305,12 @@ class Session:
         if self._cancel.is_set():
             raise Cancelled("the mini-batch was stopped; the state before it is kept")
 
-    def _append(self, state: State, settings: Settings, report: StepReport | None, note: str = "") -> None:
-        parent = self._current if self._nodes else None
-        self._nodes.append(Node(len(self._nodes), parent, state, settings, report, note, _now()))
-        self._current = len(self._nodes) - 1
-        self._redo.clear()
-        self._drop_old()
-
-    def _drop_old(self) -> None:
-        """Drop the arrays of all but the latest states, the start and every tenth."""
-        for number in self._nodes[: max(0, len(self._nodes) - KEPT_STATES)]:
-            state = number.state
-            if state is not None and state.iteration % 10 and number.number != self._current:
-                self._nodes[number.number] = replace(number, state=None)
-
-    def _go(self, node: int) -> None:
-        self._current = node
-        self._pending = self._nodes[node].settings
-        self._source = self._source.with_settings(self._pending, self._backend)
+    def _arrive(self) -> int:
+        """Take over the settings of the node that is current now."""
+        if self._history:
+            self._pending = self._history.node.settings
+            self._source = self._source.with_settings(self._pending, self._backend)
+        return self.iteration
 
     def _write(self) -> None:
         from vdamkit import storage

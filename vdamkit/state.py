@@ -30,6 +30,33 @@ class Poses:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Which part of the schedule a mini-batch is in. Changing the number of mini-batches in mid-run keeps the part that is
+    done and spreads the rest over what is to come."""
+
+    total: int = 0  # mini-batches of the schedule in force; 0: none has run yet
+    start: int = 0  # mini-batch at which the number was last changed
+    done: float = 0.0  # part of the schedule behind that mini-batch, 0 … 1
+
+    def position(self, iteration: int) -> float:
+        """Mini-batch number in a schedule of `total` that was never changed; beyond `total` when past the end."""
+        if self.start == 0:
+            return float(iteration)
+        if self.total <= self.start or iteration >= self.total:
+            return float(self.total + max(0, iteration - max(self.start, self.total)))
+        rest = (iteration - self.start) / (self.total - self.start)
+        return self.total * (self.done + (1 - self.done) * rest)
+
+    def changed(self, iteration: int, total: int) -> Plan:
+        """The plan after mini-batch `iteration` when it is to end with mini-batch `total`."""
+        if total == self.total:
+            return self
+        if iteration == 0 or self.total == 0:
+            return Plan(total)
+        return Plan(total, iteration, min(1.0, self.position(iteration) / self.total))
+
+
+@dataclass(frozen=True)
 class State:
     """Everything that a mini-batch leaves to the next. Arrays are never changed in place.
 
@@ -59,6 +86,11 @@ class State:
     accuracy_offset: float  # Å
     grey_scale: float
     bad_particles: tuple[int, ...] = ()
+    plan: Plan = Plan()
+
+    def position(self, settings) -> float:
+        """Place of the current mini-batch in the schedule of `settings`, see :class:`Plan`."""
+        return self.plan.changed(self.iteration, settings.mini_batches).position(self.iteration)
 
     def replace(self, **changes) -> State:
         return dataclasses.replace(self, **changes)

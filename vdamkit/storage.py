@@ -61,7 +61,7 @@ def save(session, folder: Path, *, final: bool = True) -> list[Path]:
 
 def checkpoint(session, folder: Path) -> None:
     """Write the array checkpoint: state, settings, log of the current line, inputs."""
-    log = session.previous_log + [session._nodes[n].row() for n in session.line()]
+    log = session.previous_log + [node.row() for node in session._history.line()]
     paths = session.particles.paths
     inputs = {name: getattr(paths, name) for name in ("optimisation_set", "particles", "tomograms", "trajectories")}
     inputs = {name: None if value is None else str(value) for name, value in inputs.items()}
@@ -96,7 +96,7 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
             f"{path} is of a run with {inputs['n_particles']} particles but the particle file now has "
             f"{len(session.particles)}; put the old file back or start a new run"
         )
-    session._append(state, settings, None, note=f"resumed after mini-batch {state.iteration}")
+    session._history.append(state, settings, None, note=f"resumed after mini-batch {state.iteration}")
     session.previous_log = log
     session._earlier = [report for report in map(_report, log) if report is not None]
     session.output = path.parent

@@ -6,9 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vdamkit.settings import Settings
+from vdamkit.state import Plan
 from vdamkit.vdam import schedule
 
 TWO_HUNDRED = Settings(mini_batches=200)
+
+
+def draw(iteration, n, settings):
+    return schedule.draw_batch(iteration, schedule.batch_size(iteration, n, settings), n, settings)
 
 
 def test_phases_of_two_hundred():
@@ -82,22 +87,22 @@ def test_batches_are_drawn_without_replacement():
     s = TWO_HUNDRED.replace(batch_initial=50, seed=3)
     seen = np.zeros(400, int)
     for iteration in range(1, 41):
-        batch = schedule.draw_batch(iteration, 400, s)
+        batch = draw(iteration, 400, s)
         assert len(batch) == 50
         assert (np.diff(batch) > 0).all()
-        np.testing.assert_array_equal(batch, schedule.draw_batch(iteration, 400, s))
+        np.testing.assert_array_equal(batch, draw(iteration, 400, s))
         seen[batch] += 1
     assert (seen > 0).sum() > 390  # 40 x 1/8: who is never drawn is unlucky
     assert seen.max() < 16
-    np.testing.assert_array_equal(schedule.draw_batch(1, 20, s), np.arange(20))
+    np.testing.assert_array_equal(draw(1, 20, s), np.arange(20))
 
 
 def test_batches_differ_between_mini_batches_and_seeds():
     s = TWO_HUNDRED.replace(batch_initial=50)
     batches = [
-        schedule.draw_batch(1, 400, s),
-        schedule.draw_batch(2, 400, s),
-        schedule.draw_batch(1, 400, s.replace(seed=1)),
+        draw(1, 400, s),
+        draw(2, 400, s),
+        draw(1, 400, s.replace(seed=1)),
     ]
     for i, j in ((0, 1), (0, 2), (1, 2)):
         assert len(np.intersect1d(batches[i], batches[j])) < 25
@@ -157,3 +162,31 @@ def test_the_best_class_counts():
 def test_radius_in_use():
     assert schedule.current_radius(4, Settings(), 64) == 14
     assert schedule.current_radius(30, Settings(), 64) == 32
+
+
+def test_plan_without_a_change_is_the_mini_batch_number():
+    plan = Plan().changed(0, 100)
+    assert [plan.position(i) for i in (0, 1, 57, 100, 120)] == [0, 1, 57, 100, 120]
+    assert plan.changed(40, 100) is plan
+
+
+@pytest.mark.parametrize("total", [70, 100, 160, 400])
+def test_changing_the_number_of_mini_batches_keeps_what_is_done(total):
+    """T in force does not jump, rises to the end, and the end is the end of the schedule."""
+    before = Plan(200)
+    plan = before.changed(60, total)
+    part = [plan.position(i) / plan.total for i in range(60, total + 1)]
+    assert part[0] == pytest.approx(0.3) and part[-1] == 1
+    assert (np.diff(part) > 0).all()
+    settings = TWO_HUNDRED.replace(mini_batches=total)
+    T = [schedule.tau2_fudge(plan.position(i), settings) for i in range(60, total + 1)]
+    assert T[0] == pytest.approx(schedule.tau2_fudge(60, TWO_HUNDRED), abs=0.1)
+    assert T[-1] == pytest.approx(4, abs=0.01) and (np.diff(T) > -1e-9).all()
+    again = plan.changed(65, 300)
+    assert again.position(65) / 300 == pytest.approx(plan.position(65) / total)
+
+
+def test_a_schedule_cut_below_what_is_done_ends_at_once():
+    plan = Plan(100).changed(60, 40)
+    assert [plan.position(i) for i in (61, 62)] == [41, 42]
+    assert plan.changed(62, 100).position(70) >= 100, "what is done stays done"

@@ -14,17 +14,24 @@ import numpy as np
 from vdamkit.errors import InputError, SettingsError
 from vdamkit.io.star_tables import replacing
 from vdamkit.settings import Settings
-from vdamkit.state import Poses, State
+from vdamkit.state import Plan, Poses, State
 
 FORMAT = "vdamkit checkpoint"
 VERSION = 1
 _METADATA = "metadata"
 _STORED = "(array)"  # stands for a field that is stored as an array
+_PARTS = {"poses": Poses, "plan": Plan}  # fields of a state that are dataclasses themselves
 _REMEDY = "give the checkpoint.npz of a vdamkit run"
 
 
 def save_checkpoint(
-    path: str | os.PathLike, state: State, settings: Settings, log: list[dict], inputs: dict
+    path: str | os.PathLike,
+    state: State,
+    settings: Settings,
+    log: list[dict],
+    inputs: dict,
+    *,
+    durable: bool = True,
 ) -> None:
     """Write a checkpoint; a killed process leaves the old file or the new one, never half of it.
 
@@ -34,6 +41,7 @@ def save_checkpoint(
         disc, then renamed.
     state: every array and number of it is kept bit for bit. settings: likewise.
     log: one dict of plain values per mini-batch. inputs: what the run was started with, plain values.
+    durable: wait until the disc has it, so that it outlives a power cut.
 
     Raises
     ------
@@ -51,8 +59,9 @@ def save_checkpoint(
     text = json.dumps(metadata, default=_plain)
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **{_METADATA: np.array(text)}, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def load_checkpoint(path: str | os.PathLike) -> tuple[State, Settings, list[dict], dict]:
@@ -129,13 +138,13 @@ def _read_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
 # to and from plain values -----------------------------------------------------------------------------
 
 
-def _taken_apart(value: State | Poses, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+def _taken_apart(value: State | Poses | Plan, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Plain fields as a dict; arrays go to `arrays` under ``prefix.field``."""
     plain: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         content = getattr(value, field.name)
         name = f"{prefix}.{field.name}"
-        if isinstance(content, Poses):
+        if dataclasses.is_dataclass(content):
             plain[field.name] = _taken_apart(content, name, arrays)
         elif isinstance(content, np.ndarray):
             arrays[name] = content
@@ -150,8 +159,8 @@ def _put_together(kind: type, plain: dict[str, Any], prefix: str, arrays: dict[s
     values = {}
     for name, content in plain.items():
         full = f"{prefix}.{name}"
-        if name == "poses":
-            values[name] = _put_together(Poses, content, full, arrays)
+        if name in _PARTS:
+            values[name] = _put_together(_PARTS[name], content, full, arrays)
         elif content == _STORED:
             values[name] = arrays[full]
         else:

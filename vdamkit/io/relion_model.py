@@ -126,7 +126,7 @@ def _model_general(state: State, settings: Settings, particles: ParticleSet) -> 
         "rlnNrBodies": 1,
         "rlnNrGroups": len(particles.group_names),
         "rlnNrOpticsGroups": len(particles.optics),
-        "rlnTau2FudgeFactor": schedule.tau2_fudge(state.iteration, settings),
+        "rlnTau2FudgeFactor": schedule.tau2_fudge(state.position(settings), settings),
         "rlnNormCorrectionAverage": 1.0,
         "rlnSigmaOffsetsAngst": state.sigma_offset,
         "rlnOrientationalPriorMode": int(any(widths.values())),
@@ -199,7 +199,7 @@ def _model_class(k: int, state: State, settings: Settings, particles: ParticleSe
     shells = _shells(particles)
     tau2 = state.tau2[k] * (fourier_scale(particles) / state.grey_scale) ** 2
     ssnr = state.data_vs_prior[k]
-    T = schedule.tau2_fudge(state.iteration, settings)
+    T = schedule.tau2_fudge(state.position(settings), settings)
     angstrom = np.append(UNKNOWN, 1 / shells["rlnResolution"][1:])
     return pd.DataFrame(
         {

@@ -68,14 +68,14 @@ def optimiser_block(
 def _gradient_entries(state: State, settings: Settings, particles: ParticleSet) -> dict[str, object]:
     """Schedules of the gradient optimisation; rlnSgdSubsetSize -1 where all particles are used."""
     n = len(particles)
-    size = schedule.batch_size(state.iteration, n, settings)
+    size = schedule.batch_size(state.position(settings), n, settings)
     ratio = settings.step_initial / settings.step_final if settings.step_final > 0 else 1.0
     return {
         "rlnDoGradientRefine": 1,
         "rlnDoStochasticGradientDescent": 1,
         "rlnGradEmIters": 0,
         "rlnGradHasConverged": 0,
-        "rlnGradCurrentStepsize": schedule.step_size(state.iteration, settings),
+        "rlnGradCurrentStepsize": schedule.step_size(state.position(settings), settings),
         "rlnGradSubsetOrder": 0,
         "rlnGradSuspendFinerSamplingIter": -1,
         "rlnGradSuspendLocalSamplingIter": -1,

@@ -69,8 +69,10 @@ def advance(
     iteration = state.iteration + 1
     with backend.limits():
         perturbation = schedule.next_perturbation(state.perturbation, iteration, settings)
-        state = state.replace(perturbation=perturbation)
-        index = schedule.draw_batch(iteration, len(particles), settings)
+        plan = state.plan.changed(state.iteration, settings.mini_batches)
+        state = state.replace(perturbation=perturbation, plan=plan)
+        size = schedule.batch_size(plan.position(iteration), len(particles), settings)
+        index = schedule.draw_batch(iteration, size, len(particles), settings)
         index = np.setdiff1d(index, np.asarray(state.bad_particles, int))
         radius = schedule.current_radius(state.resolution_shell, settings, particles.box)
         if settings.auto_sampling and accuracy.due(iteration):
@@ -271,8 +273,8 @@ def _maximise(
     level = search.levels[-1]
     radius, box, px = level.radius, particles.box, particles.pixel_size
     projector = search.projector(radius)
-    T = schedule.tau2_fudge(iteration, settings)
-    eta = schedule.step_size(iteration, settings)
+    position = state.plan.position(iteration)
+    T, eta = schedule.tau2_fudge(position, settings), schedule.step_size(position, settings)
     classes = len(state.maps)
     updated = {name: getattr(state, name).copy() for name in
                ("maps", "moment1", "moment2", "data_vs_prior", "tau2", "wiener", "half_fsc")}  # fmt: skip
@@ -386,13 +388,13 @@ def _report(
     new: State, settings, particles: Particles, search: Search, found: list[Found], bad: dict[int, str], changes: tuple,
     radius: int, local: bool, clock: dict[str, float], began: float,
 ) -> StepReport:  # fmt: skip
-    n = sum(len(f.index) for f in found)
+    n, position = sum(len(f.index) for f in found), new.position(settings)
     kind = "exhaustive" if len(search.levels) == 1 else f"{'local' if local else 'global'}, {len(search.levels)} levels"
     return StepReport(
         iteration=new.iteration, n_particles=n,
         resolution=particles.box * particles.pixel_size / new.resolution_shell, radius=radius,
         healpix_order=new.healpix_order, search=kind, n_rotations=len(search.levels[-1].grid),
-        T=schedule.tau2_fudge(new.iteration, settings), step_size=schedule.step_size(new.iteration, settings),
+        T=schedule.tau2_fudge(position, settings), step_size=schedule.step_size(position, settings),
         pmax=float(np.mean(np.concatenate([f.pmax for f in found]))), sigma_offset=new.sigma_offset,
         angle_change=changes[0], offset_change=changes[1], class_populations=tuple(new.class_probability.tolist()),
         log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))), bad=tuple(bad.values()),

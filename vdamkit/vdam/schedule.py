@@ -1,4 +1,7 @@
-"""Step size, T, batch size and resolution as functions of the mini-batch number."""
+"""Step size, T, batch size and resolution as functions of the place in the schedule.
+
+The place (`position`) is the mini-batch number, unless the number of mini-batches was changed in mid-run (`state.Plan`).
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,25 @@ def sigmoid(iteration: float, begin: float, length: int) -> float:
     return float(1 / (1 + 10 ** np.clip((iteration - begin - length / 2) / (length / 4), -300, 300)))
 
 
-def step_size(iteration: int, settings) -> float:
+def step_size(position: float, settings) -> float:
     """η: 0.9 → 0.5. Source: RELION ml_optimiser.cpp:updateStepSize."""
     if settings.step_scheme == "constant":
         return settings.step_final
     first, middle, _ = phases(settings.mini_batches, settings.ini_fraction, settings.fin_fraction)
-    s = sigmoid(iteration, first, middle // 2)
+    s = sigmoid(position, first, middle // 2)
     return settings.step_initial * s + settings.step_final * (1 - s)
 
 
-def tau2_fudge(iteration: int, settings) -> float:
+def tau2_fudge(position: float, settings) -> float:
     """T in force: 1 → T. Source: RELION ml_optimiser.cpp:updateTau2Fudge."""
     if settings.T_scheme == "constant":
         return settings.T
     first, middle, _ = phases(settings.mini_batches, settings.ini_fraction, settings.fin_fraction)
-    s = sigmoid(iteration, first, middle // 4)
+    s = sigmoid(position, first, middle // 4)
     return min(1.0, settings.T) * s + settings.T * (1 - s)
 
 
-def batch_size(iteration: int, n_particles: int, settings) -> int:
+def batch_size(position: float, n_particles: int, settings) -> int:
     """Particles of a mini-batch; `n_particles` where all are used.
 
     Source: RELION ml_optimiser.cpp:initialiseGeneral, updateSubsetSize.
@@ -47,13 +50,13 @@ def batch_size(iteration: int, n_particles: int, settings) -> int:
     initial = settings.batch_initial or int(max(min(0.005 * n_particles, 5000), 200))
     final = settings.batch_final or int(max(min(0.1 * n_particles, 50000), 1000))
     first, middle, _ = phases(settings.mini_batches, settings.ini_fraction, settings.fin_fraction)
-    if iteration < first:
+    if position < first:
         size = initial
-    elif iteration < first + middle:
-        size = initial + round((iteration - first) / middle * (final - initial))
+    elif position < first + middle:
+        size = initial + round((position - first) / middle * (final - initial))
     else:
         size = final
-    if settings.classes > 1 and iteration == settings.mini_batches:
+    if settings.classes > 1 and position == settings.mini_batches:
         return n_particles
     return min(size, n_particles)
 
@@ -67,12 +70,11 @@ def generator(seed: int, iteration: int, purpose: int) -> np.random.Generator:
 SHUFFLE, PERTURBATION, START, ACCURACY = range(4)
 
 
-def draw_batch(iteration: int, n_particles: int, settings) -> np.ndarray:
-    """Numbers of the particles of a mini-batch, ascending, without replacement.
+def draw_batch(iteration: int, size: int, n_particles: int, settings) -> np.ndarray:
+    """Numbers of the `size` particles of a mini-batch, ascending, without replacement.
 
     Source: RELION exp_model.cpp:randomiseParticlesOrder.
     """
-    size = batch_size(iteration, n_particles, settings)
     if size >= n_particles:
         return np.arange(n_particles)
     order = generator(settings.seed, iteration, SHUFFLE).permutation(n_particles)

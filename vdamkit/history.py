@@ -1,0 +1,153 @@
+"""Every state a session has been in: a tree whose older states wait on disc, so that nothing computed is lost."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vdamkit.errors import OutputError, SettingsError
+from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
+from vdamkit.settings import Settings
+from vdamkit.state import State, StepReport
+
+KEPT_STATES = 20  # states of a session that stay in memory; older ones go to a temporary folder
+
+
+class Shelf:
+    """A temporary folder for old states, made at first use; it goes with the last history that refers to it."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+        self._count = 0
+
+    def put(self, state: State, settings: Settings) -> Path | None:
+        """Write a state; None where there is no room for it."""
+        try:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="vdamkit_history_"))
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            path = self._folder / f"{self._count}.npz"
+            save_checkpoint(path, state, settings, [], {}, durable=False)
+        except (OutputError, OSError):
+            return None
+        self._count += 1
+        return path
+
+
+@dataclass(frozen=True)
+class Node:
+    """One point of the history: a state, the settings in force there and how it came about."""
+
+    number: int
+    parent: int | None
+    iteration: int
+    settings: Settings
+    report: StepReport | None
+    note: str = ""
+    when: str = ""
+    held: State | None = field(default=None, repr=False)  # None where the state waits on disc
+    path: Path | None = None
+
+    @property
+    def state(self) -> State:
+        """The state, read back from disc where it was put away."""
+        return self.held if self.held is not None else load_checkpoint(self.path)[0]
+
+    def row(self) -> dict[str, Any]:
+        """The node as a line of the history table."""
+        out: dict[str, Any] = {"node": self.number, "parent": self.parent, "note": self.note, "when": self.when}
+        if self.report is not None:
+            skip = {"timings", "bad", "class_populations"}
+            out |= {k: v for k, v in vars(self.report).items() if k not in skip}
+        return out
+
+
+class History:
+    """A tree of nodes and the place in it; a session owns one, a branch gets a copy that shares the past."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.current = -1
+        self._undone: list[int] = []
+        self._shelf = Shelf()
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def node(self) -> Node:
+        """Where we are."""
+        return self.nodes[self.current]
+
+    def copy(self) -> History:
+        """The same past; what either adds or undoes from now on is its own."""
+        other = object.__new__(History)
+        other.__dict__ |= self.__dict__ | {"nodes": list(self.nodes), "_undone": []}
+        return other
+
+    def append(self, state: State, settings: Settings, report: StepReport | None, note: str = "") -> None:
+        """A child of the current node, which becomes the current one."""
+        parent = self.current if self.nodes else None
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        self.nodes.append(Node(len(self.nodes), parent, state.iteration, settings, report, note, when, held=state))
+        self.current = len(self.nodes) - 1
+        self._undone.clear()
+        self._put_away()
+
+    def remark(self, text: str) -> None:
+        """Add to the note of the current node."""
+        self.nodes[self.current] = replace(self.node, note=f"{self.node.note}; {text}".strip("; "))
+
+    def undo(self) -> bool:
+        """Step to the parent, if there is one."""
+        if self.node.parent is None:
+            return False
+        self._undone.append(self.current)
+        self.current = self.node.parent
+        return True
+
+    def redo(self) -> bool:
+        """Take back an undo, if there is one."""
+        if not self._undone:
+            return False
+        self.current = self._undone.pop()
+        return True
+
+    def go_to(self, number: int) -> None:
+        """Make any node the current one.
+
+        Raises
+        ------
+        SettingsError
+            where there is no such node.
+        """
+        if not 0 <= number < len(self.nodes):
+            raise SettingsError(f"there is no node {number}; the history has 0 to {len(self.nodes) - 1}")
+        self._undone.clear()
+        self.current = number
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._undone)
+
+    def line(self, number: int | None = None) -> list[Node]:
+        """Nodes from the start to node `number`, by default the current one."""
+        out: list[Node] = []
+        at = self.current if number is None else number
+        while at is not None and at >= 0:
+            out.append(self.nodes[at])
+            at = self.nodes[at].parent
+        return out[::-1]
+
+    def _put_away(self) -> None:
+        """Move the oldest held state to disc where there are too many; where disc has no room it stays."""
+        held = [node for node in self.nodes if node.held is not None and node.number != self.current]
+        for node in held[: max(0, len(held) + 1 - KEPT_STATES)]:
+            path = node.path or self._shelf.put(node.held, node.settings)
+            if path is not None:
+                self.nodes[node.number] = replace(node, held=None, path=path)
