@@ -1,6 +1,6 @@
 """How much a mini-batch slows down beside a second process that keeps all cores busy with BLAS.
 
-    python benchmarks/busy.py
+python benchmarks/busy.py
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def main() -> None:
     shifts = shift_grid(6, 2)
     with threadpool_limits(1, user_api="blas"):
         peak = sgemm_rate(backend, 1024, 1024, 8192)
-        print(f"threads {backend.threads}, sgemm {peak / 1e9:.0f} GFLOP/s, {len(shifts)} shifts, {PARTICLES} particles per worker")
+        print(
+            f"threads {backend.threads}, sgemm {peak / 1e9:.0f} GFLOP/s, {len(shifts)} shifts, {PARTICLES} particles a worker"
+        )
         print("radius  rotations     GFLOP   ms/particle   GFLOP/s   share of sgemm")
         for radius in (8, 12, 16):
             for rotations in (100, 500, 1000):

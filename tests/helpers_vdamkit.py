@@ -17,9 +17,7 @@ def random_rotations(n: int, seed: int = 0) -> np.ndarray:
 def rotations() -> st.SearchStrategy:
     """Hypothesis strategy: rotation matrices `(3, 3)`, from Euler angles that include the degenerate ones."""
     angle = st.one_of(st.sampled_from([0.0, 90.0, 180.0, -90.0]), st.floats(-180, 180))
-    return st.tuples(angle, angle, angle).map(
-        lambda a: Rotation.from_euler("ZYZ", a, degrees=True).as_matrix()
-    )
+    return st.tuples(angle, angle, angle).map(lambda a: Rotation.from_euler("ZYZ", a, degrees=True).as_matrix())
 
 
 @dataclass(frozen=True)
@@ -124,16 +122,12 @@ def plant(search, poses: list[Pose], sigma2: float, seed: int = 0, *, index=None
     k = np.linalg.norm(ball.k, axis=1)
     b, w = np.empty((len(poses), len(ball)), complex), np.empty((len(poses), len(ball)))
     for i, pose in enumerate(poses):
-        w[i] = (
-            0.3 + 1.5 * np.cos(rng.uniform(0.2, 0.5) * k + rng.uniform(0, 3)) ** 2
-        )  # an even function, like CTF²
+        w[i] = 0.3 + 1.5 * np.cos(rng.uniform(0.2, 0.5) * k + rng.uniform(0, 3)) ** 2  # an even function, like CTF²
         if model is None:
             a = projector.rotate(search.prepared(radius)[pose.class_index], pose.rotation)
         else:
             a = model(pose, ball.k)
-        white = gather_half_ball(map_to_fourier(rng.normal(size=(box,) * 3)), ball) * np.sqrt(
-            2 * box**3 * sigma2
-        )
+        white = gather_half_ball(map_to_fourier(rng.normal(size=(box,) * 3)), ball) * np.sqrt(2 * box**3 * sigma2)
         b[i] = w[i] * a * np.exp(2j * np.pi / box * ball.k @ pose.shift) + np.sqrt(w[i]) * white
     seen = ball.weight.copy()
     seen[0] = 0
@@ -174,9 +168,7 @@ def brute_log_posterior(search, batch, i: int, rows: np.ndarray) -> np.ndarray:
     """
     level = search.levels[-1]
     shifts = search.shifts(level.fine_shifts)
-    moved = batch.masked[i] * np.exp(
-        -2j * np.pi / search.box * shifts @ search.projector(level.radius).ball.k.T
-    )
+    moved = batch.masked[i] * np.exp(-2j * np.pi / search.box * shifts @ search.projector(level.radius).ball.k.T)
     overlap = (rows.conj() @ moved.T).real
     energy = (batch.weight[i] * np.abs(rows) ** 2).sum(-1)
     away = batch.offsets[i] + shifts - batch.offset_priors[i]

@@ -16,7 +16,7 @@ import vdamkit as vk
 from vdamkit.errors import InputError, SettingsError
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.simulate import simulate
-from vdamkit.vdam.advance import Cancelled
+from vdamkit.vdam.visit import Cancelled
 
 OPTIONS = {"mini_batches": 6, "mask_diameter": 230.0, "threads": 2, "seed": 3, "symmetry": "C6", "tilt_prior_width": 10.0}
 
@@ -314,3 +314,52 @@ def test_changing_the_number_of_mini_batches_spreads_the_rest(job):
     longer = [job.step().T for _ in range(5)]
     assert job.iteration == 9 and longer[-1] == pytest.approx(4, abs=0.01) and np.diff(longer).min() > -1e-9
     assert job.step().T == pytest.approx(4, abs=0.01), "beyond the end the final values hold"
+
+
+def test_pause_keeps_what_is_done_and_changes_nothing(job):
+    """The mini-batch waits within half a second, stands still, and ends as if it had never waited."""
+    import threading
+
+    whole = job.branch()
+    whole.step()
+    started, seen = threading.Event(), []
+    job.listeners.append(lambda stage, fraction: (seen.append(fraction), started.set()))
+    thread = threading.Thread(target=job.step)
+    thread.start()
+    started.wait(10)
+    job.pause()
+    asked = time.perf_counter()
+    while not job.paused and time.perf_counter() < asked + 5:
+        time.sleep(0.005)
+    assert job.paused and time.perf_counter() - asked < 0.5
+    ticks = len(seen)
+    time.sleep(0.3)
+    assert len(seen) == ticks and thread.is_alive() and job.iteration == 0
+    job.unpause()
+    thread.join(30)
+    assert not thread.is_alive() and not job.paused
+    assert same(job.state, whole.state)
+
+
+def test_a_paused_mini_batch_can_be_stopped(job):
+    import threading
+
+    errors, started = [], threading.Event()
+    job.listeners.append(lambda stage, fraction: started.set())
+
+    def step():
+        try:
+            job.step()
+        except Cancelled as stop:
+            errors.append(stop)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    started.wait(10)
+    job.pause()
+    while not job.paused:
+        time.sleep(0.005)
+    job.cancel()
+    thread.join(10)
+    assert len(errors) == 1 and job.iteration == 0
+    assert job.step().iteration == 1, "the brake is off for the next one"

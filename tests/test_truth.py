@@ -109,7 +109,8 @@ def test_posteriors_are_calibrated(planted, kind):
     reference = projector.prepare(model.astype(float))
     moved = [ball.phases(o / px, box)[0] for o in offsets]
     rows = [projector.rotate(reference, euler_to_matrix(a)) for a in angles]
-    top = sum(ball.shell_sums((a.conj() * p.unmasked * m).real * ball.weight) for a, p, m in zip(rows, items, moved, strict=True))
+    overlaps = [(a.conj() * p.unmasked * m).real for a, p, m in zip(rows, items, moved, strict=True)]
+    top = sum(ball.shell_sums(overlap * ball.weight) for overlap in overlaps)
     bottom = sum(ball.shell_sums(p.weight * np.abs(a) ** 2 * ball.weight) for a, p in zip(rows, items, strict=True))
     scale = (top / bottom)[ball.shell]
     kept = mask_power(box, 115 / px, job._source.mask_ndim)
@@ -138,7 +139,8 @@ def test_posteriors_are_calibrated(planted, kind):
 
 def test_poses_on_the_tutorial_data():
     """Median error of angles ≤ 4° modulo C6 and of offsets ≤ 0.5 px, after the one motion common to all particles."""
-    job = vk.Session(DATA / "stacks2d" / "optimisation_set.star", vk.Settings(mini_batches=24, symmetry="C6", tilt_prior_width=10))
+    settings = vk.Settings(mini_batches=24, symmetry="C6", tilt_prior_width=10)
+    job = vk.Session(DATA / "stacks2d" / "optimisation_set.star", settings)
     job.run()
     found = job.score_all()
     angles, offsets = truth_of(DATA, job.particles)

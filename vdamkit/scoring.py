@@ -12,9 +12,10 @@ from vdamkit.errors import InputError
 from vdamkit.sampling.euler import matrix_to_euler
 from vdamkit.state import State
 from vdamkit.vdam import schedule
-from vdamkit.vdam.advance import best_poses, make_batch, make_search
 from vdamkit.vdam.posterior import run_search
+from vdamkit.vdam.search import make_search
 from vdamkit.vdam.start import Particles
+from vdamkit.vdam.visit import best_poses, make_batch
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def particle_posterior(state: State, settings, particles: Particles, backend: Ba
     )  # fmt: skip
 
 
-def score_all(
-    state: State, settings, particles: Particles, backend: Backend, tick: Callable[[str, float], None]
-) -> State:
+def score_all(state: State, settings, particles: Particles, backend: Backend, tick: Callable[[str, float], None]) -> State:
     """The state with a fresh pose for every particle; maps, moments and mini-batch number are unchanged.
 
     Poses come from a global search on grids one order finer than the run's (at most order 3, 3.75° after oversampling).
@@ -97,5 +96,3 @@ def score_all(
             )  # fmt: skip
             tick("score", (first + len(chunk)) / len(everyone))
     return replace(state, poses=poses, bad_particles=tuple(sorted(bad)))
-
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,16 @@ import numpy as np
 import pandas as pd
 
 from vdamkit.backend import get_backend
+from vdamkit.control import Control
 from vdamkit.errors import InputError, SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.settings import Settings
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
-from vdamkit.vdam.advance import Cancelled, advance, no_tick
+from vdamkit.vdam.advance import advance
 from vdamkit.vdam.start import initial_state
+from vdamkit.vdam.visit import no_tick
 
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
@@ -69,7 +70,7 @@ class Session:
         self._history = History()
         self.previous_log: list[dict[str, Any]] = []  # of the runs before a resume
         self._earlier: list[StepReport] = []  # reports read back from it
-        self._cancel = threading.Event()
+        self._control = Control()
         self.listeners: list[Callable[[str, float], None]] = []
 
     # where we are ---------------------------------------------------------------------------------------------------
@@ -148,9 +149,9 @@ class Session:
     def step(self) -> StepReport:
         """One mini-batch. On any error or cancellation the state before it stays; nothing is lost."""
         self._ensure_start()
-        before, settings = self.state, self._pending
-        self._cancel.clear()
-        state, report = advance(before, settings, self._source, self._backend, self._tick)
+        before, settings, source, backend = self.state, self._pending, self._source, self._backend
+        with self._control.running():
+            state, report = advance(before, settings, source, backend, self._tick)
         self._history.append(state, settings, report)
         if self.output is not None:
             self._write()
@@ -173,8 +174,24 @@ class Session:
         return report
 
     def cancel(self) -> None:
-        """Ask a running mini-batch (in another thread) to stop at its next chunk; it raises :class:`Cancelled`."""
-        self._cancel.set()
+        """Ask a running mini-batch (in another thread) to stop; it raises :class:`Cancelled` at its next tick."""
+        self._control.cancel()
+
+    def pause(self) -> None:
+        """Ask a running mini-batch (in another thread) to wait after its running chunk; :meth:`unpause` lets it go on.
+
+        What it has computed so far is kept; :meth:`cancel` discards it.
+        """
+        self._control.pause()
+
+    def unpause(self) -> None:
+        """Let a paused mini-batch go on."""
+        self._control.unpause()
+
+    @property
+    def paused(self) -> bool:
+        """Whether a mini-batch is waiting for :meth:`unpause`."""
+        return self._control.waiting
 
     def change(self, **options: Any) -> Settings:
         """Use other options from the next mini-batch on; checked now, recorded in the history.
@@ -224,7 +241,7 @@ class Session:
         other = object.__new__(Session)
         other.__dict__ |= self.__dict__
         other.output, other.listeners = None, []
-        other._history, other._cancel = self._history.copy(), threading.Event()
+        other._history, other._control = self._history.copy(), Control()
         if note:
             other._history.remark(f"branch: {note}")
         if options:
@@ -302,8 +319,7 @@ class Session:
     def _tick(self, stage: str, fraction: float) -> None:
         for listener in self.listeners:
             listener(stage, fraction)
-        if self._cancel.is_set():
-            raise Cancelled("the mini-batch was stopped; the state before it is kept")
+        self._control.check()
 
     def _arrive(self) -> int:
         """Take over the settings of the node that is current now."""
@@ -332,5 +348,3 @@ def check_mask(settings: Settings, particles: ParticleSet) -> None:
             f"mask_diameter is {settings.mask_diameter:g} Å but the box is {particles.box} px of {particles.pixel_size:g} Å, "
             f"{extent:g} Å in all; use a smaller mask or extract with a larger box"
         )
-
-

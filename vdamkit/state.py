@@ -120,8 +120,10 @@ class StepReport:
     timings: dict[str, float]
 
     def __str__(self) -> str:
-        populations = "" if len(self.class_populations) == 1 else " classes " + "/".join(
-            f"{100 * p:.0f}%" for p in self.class_populations
+        populations = (
+            ""
+            if len(self.class_populations) == 1
+            else " classes " + "/".join(f"{100 * p:.0f}%" for p in self.class_populations)
         )
         return (
             f"mini-batch {self.iteration}: {self.n_particles} particles, {self.resolution:.1f} Å, T {self.T:.2f}, "

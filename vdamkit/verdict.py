@@ -132,9 +132,7 @@ def _prior(session, figures: dict, said: list, advice: list) -> bool:
         centre = source.angle_priors[seen, 1]
         away = np.abs(state.poses.angles[seen, 1] - np.where(np.isnan(centre), state.poses.angles[seen, 1], centre))
         figures["tilt_prior_spread"] = float(np.sqrt(np.mean(away**2)))
-        said.append(
-            f"Tilt angles lie {figures['tilt_prior_spread']:.1f}° (rms) from their prior of width {prior.tilt:g}°."
-        )
+        said.append(f"Tilt angles lie {figures['tilt_prior_spread']:.1f}° (rms) from their prior of width {prior.tilt:g}°.")
         if figures["tilt_prior_spread"] > 1.8 * prior.tilt:
             ok = False
             advice.append("a wider tilt prior: particles pile up at its edge")

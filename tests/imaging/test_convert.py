@@ -51,12 +51,8 @@ def tilt_stack(
                 fx, fy, defocus_u=u[f], defocus_v=v[f], defocus_angle=azimuth[f], voltage_kv=optics.voltage_kv,
                 cs_mm=optics.cs_mm, amplitude_contrast=optics.amplitude_contrast,
             ) * dose_envelope(np.hypot(fx, fy), dose[f])  # fmt: skip
-        image = np.fft.irfft2(np.fft.rfft2(images[f]) * transfer, s=(box, box)) + noise * rng.normal(
-            size=(box, box)
-        )
-        images[f] = (
-            np.fft.irfft2(np.fft.rfft2(image) * transfer, s=(box, box)) if optics.premultiplied else image
-        )
+        image = np.fft.irfft2(np.fft.rfft2(images[f]) * transfer, s=(box, box)) + noise * rng.normal(size=(box, box))
+        images[f] = np.fft.irfft2(np.fft.rfft2(image) * transfer, s=(box, box)) if optics.premultiplied else image
     return TiltStack(images, rotations, u, v, azimuth, np.zeros(n), np.ones(n), dose, 0.0, optics)
 
 
@@ -164,9 +160,7 @@ def test_tilts_add_up():
         "ctf_scale",
         "dose",
     )
-    parts = [
-        to_half_ball(replace(stack, **{n: getattr(stack, n)[f::2] for n in names}), OPTIONS) for f in (0, 1)
-    ]
+    parts = [to_half_ball(replace(stack, **{n: getattr(stack, n)[f::2] for n in names}), OPTIONS) for f in (0, 1)]
     whole = to_half_ball(stack, OPTIONS)
     for name in ("weight", "masked", "unmasked"):
         assert relative_error(sum(getattr(p, name) for p in parts), getattr(whole, name)) < 0.02
@@ -209,9 +203,7 @@ def test_masking_blends_the_outside():
 def test_single_precision(with_ctf):
     stack = tilt_stack(WEDGE, with_ctf=with_ctf, noise=0.5)
     double = to_half_ball(stack, OPTIONS)
-    single = to_half_ball(
-        replace(stack, images=stack.images.astype(np.float32)), replace(OPTIONS, dtype="float32")
-    )
+    single = to_half_ball(replace(stack, images=stack.images.astype(np.float32)), replace(OPTIONS, dtype="float32"))
     assert single.unmasked.dtype == np.complex64
     assert single.weight.dtype == np.float32
     for name in ("masked", "unmasked", "weight"):
@@ -225,9 +217,7 @@ def test_friedel_mates_are_conjugates():
     mate = np.array([where[tuple(-BALL.k[i])] for i in plane])
     scale = np.abs(particle.unmasked).max()
     np.testing.assert_allclose(particle.unmasked[plane], particle.unmasked[mate].conj(), atol=1e-9 * scale)
-    np.testing.assert_allclose(
-        particle.weight[plane], particle.weight[mate], atol=1e-9 * particle.weight.max()
-    )
+    np.testing.assert_allclose(particle.weight[plane], particle.weight[mate], atol=1e-9 * particle.weight.max())
 
 
 @pytest.mark.parametrize("seed", [5, 6, 7])

@@ -109,9 +109,7 @@ def test_phases_move_a_delta_by_plus_the_shift(shift):
     at_minus, centred = np.zeros((2, box, box, box))
     at_minus[box // 2 - z, box // 2 - y, box // 2 - x] = 1
     centred[box // 2, box // 2, box // 2] = 1
-    moved = (
-        gather_half_ball(map_to_fourier(at_minus), ball) * ball.phases(np.array(shift), box, np.complex128)[0]
-    )
+    moved = gather_half_ball(map_to_fourier(at_minus), ball) * ball.phases(np.array(shift), box, np.complex128)[0]
     np.testing.assert_allclose(moved, gather_half_ball(map_to_fourier(centred), ball), atol=1e-15)
 
 
@@ -121,6 +119,4 @@ def test_phases_of_any_shift():
     wanted = np.exp(-2j * np.pi / box * shifts @ ball.k.T)
     np.testing.assert_allclose(ball.phases(shifts, box, np.complex128), wanted, atol=1e-13)
     np.testing.assert_allclose(ball.phases(shifts, box), wanted, atol=1e-6)
-    np.testing.assert_allclose(
-        ball.phases(shifts[0] + shifts[1], box, np.complex128)[0], wanted[0] * wanted[1], atol=1e-13
-    )
+    np.testing.assert_allclose(ball.phases(shifts[0] + shifts[1], box, np.complex128)[0], wanted[0] * wanted[1], atol=1e-13)

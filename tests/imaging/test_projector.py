@@ -109,9 +109,7 @@ def test_object_turns_as_the_matrix_says():
     assert np.median(wrong) > 0.8
 
 
-@pytest.mark.parametrize(
-    "angles", [(0, 0, 37), (0, 0, -150), (51, 0, 0), (0, 40, 0), (0, 90, 0), (0, 180, 0), (20, 90, -70)]
-)
+@pytest.mark.parametrize("angles", [(0, 0, 37), (0, 0, -150), (51, 0, 0), (0, 40, 0), (0, 90, 0), (0, 180, 0), (20, 90, -70)])
 def test_single_angles(angles):
     rotation = euler_to_matrix(angles)
     truth = OBJECT.turned(rotation).transform(DOUBLE.ball.k, BOX)
@@ -148,11 +146,7 @@ def test_error_is_below_that_of_plain_interpolation():
     positions = np.stack([x, y, z], -1)[inside]
     ours, plain = [], []
     for rotation in random_rotations(4, 7):
-        truth = (
-            np.exp(-2j * np.pi / BOX * (ball.k @ rotation) @ positions.T)
-            @ volume.ravel()[inside]
-            / volume.size
-        )
+        truth = np.exp(-2j * np.pi / BOX * (ball.k @ rotation) @ positions.T) @ volume.ravel()[inside] / volume.size
         ours.append(relative_error(DOUBLE.rotate(prepared, rotation), truth, ball.weight))
         plain.append(relative_error(plain_trilinear(volume, rotation, RADIUS), truth, ball.weight))
     assert max(ours) < 0.08

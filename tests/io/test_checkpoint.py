@@ -72,9 +72,7 @@ def test_no_pickles(saved):
 def test_truncated(saved, share):
     content = saved[1].read_bytes()
     saved[1].write_bytes(content[: int(share * len(content))])
-    with pytest.raises(
-        InputError, match=r"checkpoint\.npz: (damaged or truncated|no checkpoint, it is empty)"
-    ):
+    with pytest.raises(InputError, match=r"checkpoint\.npz: (damaged or truncated|no checkpoint, it is empty)"):
         load_checkpoint(saved[1])
 
 

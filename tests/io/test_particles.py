@@ -68,9 +68,7 @@ def test_defocus_follows_the_depth(tmp_path):
 def test_trajectories_shift_the_depth_only(tmp_path):
     project = make_project(tmp_path)
     path = project.write()
-    motion = pd.DataFrame(
-        {"rlnOriginXAngst": 0.0, "rlnOriginYAngst": [5.0] * 5, "rlnOriginZAngst": np.arange(5.0)}
-    )
+    motion = pd.DataFrame({"rlnOriginXAngst": 0.0, "rlnOriginYAngst": [5.0] * 5, "rlnOriginZAngst": np.arange(5.0)})
     write_star(tmp_path / "motion.star", {"general": {"rlnParticleNumber": 1}, "01/2": motion})
     still, moved = open_particles(path), open_particles(path, trajectories=tmp_path / "motion.star")
     for i in (0, 2):

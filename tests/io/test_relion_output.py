@@ -115,9 +115,7 @@ def test_model_values(project):
     assert general["rlnTau2FudgeFactor"] == pytest.approx(T)
     classes = blocks["model_classes"]
     assert list(classes["rlnAccuracyRotations"]) == [999, 999]
-    assert list(classes["rlnGradMoment1"]) == [
-        files[f"run_it010_1moment{k:03d}.mrc"].as_posix() for k in (1, 2)
-    ]
+    assert list(classes["rlnGradMoment1"]) == [files[f"run_it010_1moment{k:03d}.mrc"].as_posix() for k in (1, 2)]
     scale = (BOX if particles.is_stack2d else 1) / 4.0
     for k in (0, 1):
         table = blocks[f"model_class_{k + 1}"]
@@ -197,13 +195,9 @@ def test_relions_own_moments_are_understood():
     mates = np.conj(np.roll(plane[::-1, ::-1], 1, (0, 1)))
     assert np.abs(plane - mates).max() < 0.01 * np.abs(plane).max()  # the plane x = 0 is Hermitian about N/2
     v = unpack_moment(second)
-    radius = np.sqrt(
-        sum(np.square(f) for f in np.meshgrid(*[np.fft.fftfreq(n) * n] * 2, np.arange(n // 2 + 1)))
-    )
+    radius = np.sqrt(sum(np.square(f) for f in np.meshgrid(*[np.fft.fftfreq(n) * n] * 2, np.arange(n // 2 + 1))))
     assert not v.imag[radius < n // 2].any() and v.real.min() > 0
-    transform = map_to_fourier(
-        reference
-    )  # shells that grow: the gradient points along the map, phases included
+    transform = map_to_fourier(reference)  # shells that grow: the gradient points along the map, phases included
     grows = (radius > 8.5) & (radius < 11.5)
     step = (moment + unpack_moment(other))[grows] / np.sqrt(v.real[grows])
     similarity = np.vdot(transform[grows], step).real

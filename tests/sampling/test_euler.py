@@ -79,7 +79,5 @@ def test_batches_equal_single_calls():
 
 @given(rotations(), st.floats(0.1, 179.9))
 def test_rotation_angle(matrix, degrees):
-    assert rotation_angle(matrix, matrix @ euler_to_matrix([degrees, 0, 0])) == pytest.approx(
-        degrees, abs=1e-4
-    )
+    assert rotation_angle(matrix, matrix @ euler_to_matrix([degrees, 0, 0])) == pytest.approx(degrees, abs=1e-4)
     assert rotation_angle(matrix, matrix) < 1e-5

@@ -14,9 +14,7 @@ def unit_vectors(directions: np.ndarray) -> np.ndarray:
     return np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], -1)
 
 
-@pytest.mark.parametrize(
-    ("order", "directions", "psis", "step"), [(1, 48, 12, 30), (2, 192, 24, 15), (3, 768, 48, 7.5)]
-)
+@pytest.mark.parametrize(("order", "directions", "psis", "step"), [(1, 48, 12, 30), (2, 192, 24, 15), (3, 768, 48, 7.5)])
 def test_sizes_are_relions(order, directions, psis, step):
     grid = orientation_grid(order)
     assert (grid.n_directions, grid.n_psi, len(grid)) == (directions, psis, directions * psis)

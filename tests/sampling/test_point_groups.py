@@ -140,6 +140,4 @@ def test_grid_reaches_every_direction(name, order):
 @pytest.mark.parametrize("name", SOME)
 def test_grid_size_is_the_sphere_over_the_order(name):
     wanted = 12 * 4**4 / ORDERS[name]
-    assert orientation_grid(4, name).n_directions == pytest.approx(
-        wanted, rel=0.2
-    )  # thin wedges have much border
+    assert orientation_grid(4, name).n_directions == pytest.approx(wanted, rel=0.2)  # thin wedges have much border

@@ -28,9 +28,7 @@ def test_psi_wraps():
     prior = OrientationPrior(psi=2)
     assert one(prior, [0, 90, 179], [0, 90, -179]) == pytest.approx(1, abs=1e-9)
     assert one(prior, [0, 90, -179], [0, 90, 179]) == pytest.approx(1, abs=1e-9)
-    np.testing.assert_allclose(
-        wrap(np.array([0, 179, 180, 181, -180, -181, 540])), [0, 179, -180, -179, -180, 179, -180]
-    )
+    np.testing.assert_allclose(wrap(np.array([0, 179, 180, 181, -180, -181, 540])), [0, 179, -180, -179, -180, 179, -180])
 
 
 def test_psi_flip_is_far_away():

@@ -17,9 +17,7 @@ SPACING = 150.0
 
 
 def perfect_sphere(**options):
-    return sphere_sites(
-        np.random.default_rng(1), centre=np.zeros(3), subdivision=4, spacing=SPACING, **options
-    )
+    return sphere_sites(np.random.default_rng(1), centre=np.zeros(3), subdivision=4, spacing=SPACING, **options)
 
 
 @pytest.mark.parametrize("subdivision", [1, 2, 3, 4, 5])
@@ -72,9 +70,7 @@ def test_picker_puts_the_normal_on_minus_x_and_the_axis_at_tilt_90():
 
 
 def test_free_particles_keep_their_distance_and_point_anywhere():
-    sites = free_sites(
-        np.random.default_rng(3), count=60, half_size=np.array([1000, 1000, 400]), distance=250
-    )
+    sites = free_sites(np.random.default_rng(3), count=60, half_size=np.array([1000, 1000, 400]), distance=250)
     assert sites.normals is None
     assert cKDTree(sites.centres).query(sites.centres, k=2)[0][:, 1].min() > 200
     assert (np.abs(sites.centres) <= [1000, 1000, 400]).all()

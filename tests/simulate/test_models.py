@@ -35,9 +35,7 @@ def low_passed(density, resolution):
 
 
 def test_a_gaussian_lies_where_it_is_put():
-    density = gaussian_density(
-        np.array([[21.2, 0, -10.6]]), np.array([8.0]), np.ones(1), box=16, pixel_size=10.6
-    )
+    density = gaussian_density(np.array([[21.2, 0, -10.6]]), np.array([8.0]), np.ones(1), box=16, pixel_size=10.6)
     assert np.unravel_index(density.argmax(), density.shape) == (7, 8, 10)
     assert density.max() == 1
 
@@ -64,8 +62,7 @@ def test_hexamer_differs_from_its_mirror_image_at_28_angstrom():
 def test_hexamer_has_top_and_bottom():
     density = hexamer(BOX, PIXEL_SIZE)
     best = max(
-        correlation(density, turned(density, Rotation.from_euler("xz", [180, spin], degrees=True)))
-        for spin in range(0, 60, 5)
+        correlation(density, turned(density, Rotation.from_euler("xz", [180, spin], degrees=True))) for spin in range(0, 60, 5)
     )
     assert best < 0.8
 

@@ -18,9 +18,7 @@ from vdamkit.simulate.simulate import _shares
 from vdamkit.simulate.tilt_series import read_tilt_series
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "relion_reference"
-needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason=f"no RELION reference data at {REFERENCE}"
-)
+needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no RELION reference data at {REFERENCE}")
 
 SUBTOMOGRAM = ["rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogramPsi"]
 ANGLES = ["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
@@ -161,9 +159,7 @@ def test_free_particles_with_true_poses_give_the_map(free_particles):
 
 def test_volumes_are_the_stacks_back_projected(hexamers):
     folder = hexamers[0]
-    stacks, volumes = (
-        read_star(folder / k / "particles.star")["particles"] for k in ("stacks2d", "volumes3d")
-    )
+    stacks, volumes = (read_star(folder / k / "particles.star")["particles"] for k in ("stacks2d", "volumes3d"))
     names = dict(zip(stacks["rlnTomoParticleName"], stacks["rlnImageName"], strict=True))
     incomplete = stacks["rlnTomoVisibleFrames"].str.contains("0").to_numpy()
     row = volumes[~volumes["rlnTomoParticleName"].isin(stacks["rlnTomoParticleName"][incomplete])].iloc[0]
@@ -249,9 +245,7 @@ def test_particles_are_shared_out_evenly():
 @needs_reference
 def test_volumes_made_from_relions_stacks_are_relions_volumes():
     """Same stack in, same volume and weights out: scale, frame, CTF, hand and file layout are RELION's."""
-    stacks, volumes = (
-        read_star(REFERENCE / k / "particles.star")["particles"] for k in ("stacks2d", "volumes3d")
-    )
+    stacks, volumes = (read_star(REFERENCE / k / "particles.star")["particles"] for k in ("stacks2d", "volumes3d"))
     series_of = read_tilt_series(REFERENCE / "tomograms.star")
     big_box, row = 96, volumes.iloc[3]
     series = series_of[row["rlnTomoName"]]

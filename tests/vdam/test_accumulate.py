@@ -119,9 +119,7 @@ def test_weights_are_positive_and_carry_every_voxel():
     assert weight.min() >= 0
     for half in (0, 1):
         wanted = batch.weight[batch.index % 2 == half].sum()
-        assert weight[:, half].sum() == pytest.approx(
-            wanted, rel=0.35
-        )  # six angles psi, some of them on the lattice
+        assert weight[:, half].sum() == pytest.approx(wanted, rel=0.35)  # six angles psi, some of them on the lattice
 
 
 def close(a: Sums, b: Sums, tolerance: float) -> None:

@@ -93,9 +93,7 @@ def test_step_is_the_formula():
     new = np.where(INSIDE, P + 0.6 * (F * 0.5 * (m0 + m1) / np.sqrt(v) - (1 - F) * P), 0)
     r = np.sqrt((np.stack(np.indices((BOX,) * 3) - BOX // 2) ** 2).sum(0))
     core = r <= BOX // 2 - 3  # further out the corners are blended
-    np.testing.assert_allclose(
-        found.map[core], fourier_to_map(new)[core], atol=1e-9 * np.abs(found.map).max()
-    )
+    np.testing.assert_allclose(found.map[core], fourier_to_map(new)[core], atol=1e-9 * np.abs(found.map).max())
 
 
 def test_no_noise_gives_a_factor_of_one_no_signal_of_zero():
@@ -178,9 +176,7 @@ def test_solvent(how):
 # from scattered sums ------------------------------------------------------------------------------------------------
 
 
-def scattered(
-    projector: Projector, rotations: np.ndarray, truth: Blobs, volume: np.ndarray, noise: float = 0.0
-):
+def scattered(projector: Projector, rotations: np.ndarray, truth: Blobs, volume: np.ndarray, noise: float = 0.0):
     """Half cubes `(2, 3, size)` of noise-free particles at known rotations, residuals against `volume`."""
     rng = np.random.default_rng(0)
     ball, prepared = projector.ball, projector.prepare(volume)
@@ -204,9 +200,7 @@ def test_gradient_leads_to_the_object():
     for _ in range(6):
         cubes = scattered(PROJECTOR, ROTATIONS, OBJECT, volume)
         d = half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).d
-        volume = fourier_to_map(np.where(INSIDE, map_to_fourier(volume) + d.mean(0), 0)) * soft_sphere(
-            BOX, 5, 3, 2.0
-        )
+        volume = fourier_to_map(np.where(INSIDE, map_to_fourier(volume) + d.mean(0), 0)) * soft_sphere(BOX, 5, 3, 2.0)
         errors.append(relative_error(volume, truth))
     assert errors[0] < 0.5
     assert errors[-1] < 0.12
@@ -218,9 +212,7 @@ def test_gradient_of_a_perfect_map_is_small():
     ends = []
     for start in (0 * volume, volume):
         cubes = scattered(PROJECTOR, ROTATIONS, OBJECT, start)
-        ends.append(
-            np.linalg.norm(half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).d[:, INSIDE])
-        )
+        ends.append(np.linalg.norm(half_gradients(PROJECTOR.grid, cubes, "C1", RADIUS, CPU).d[:, INSIDE]))
     assert ends[1] < 0.1 * ends[0]
 
 
@@ -304,8 +296,6 @@ def test_symmetrising_sums():
     grid = PROJECTOR.grid
     ones = np.ones((3, grid.size))
     line = np.arange(-grid.half_width, grid.half_width + 1)
-    k = np.sqrt(
-        (line[:, None, None] ** 2 + line[None, :, None] ** 2 + np.arange(grid.half_width + 2) ** 2).ravel()
-    )
+    k = np.sqrt((line[:, None, None] ** 2 + line[None, :, None] ** 2 + np.arange(grid.half_width + 2) ** 2).ravel())
     summed = symmetrise(grid, ones, "D3", CPU)[[0, 2]]
     np.testing.assert_allclose(summed[:, k < 2 * RADIUS], 6, atol=1e-9)

@@ -74,18 +74,14 @@ def test_dense_scores_are_the_likelihood():
         np.testing.assert_allclose(rows[j], a, atol=1e-12 * np.abs(a).max())
         for i in range(3):
             for s in (0, 16, 32):
-                wanted = (a.conj() * batch.masked[i] * phases[s]).real.sum() - 0.5 * (
-                    batch.weight[i] * np.abs(a) ** 2
-                ).sum()
+                wanted = (a.conj() * batch.masked[i] * phases[s]).real.sum() - 0.5 * (batch.weight[i] * np.abs(a) ** 2).sum()
                 assert found[j, i, s] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
 
 
 def test_interleaving_gives_the_real_part_of_the_product():
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(3, 5, 2)) @ [1, 1j] for _ in range(2))
-    np.testing.assert_allclose(
-        interleaved(a, np.float64) @ interleaved(b, np.float64).T, (a.conj() @ b.T).real
-    )
+    np.testing.assert_allclose(interleaved(a, np.float64) @ interleaved(b, np.float64).T, (a.conj() @ b.T).real)
 
 
 @pytest.mark.parametrize("case", ["plain", "perturbed", "two classes", "offset prior"])
@@ -105,9 +101,7 @@ def test_posterior_is_bayes_rule(case):
         log = brute_log_posterior(search, batch, i, rows)
         wanted, found = softmax(log), dense_posterior(search, posterior)
         np.testing.assert_allclose(found, wanted, atol=1e-9)
-        assert posterior.log_evidence == pytest.approx(
-            np.log(np.exp(log - log.max()).sum()) + log.max(), rel=1e-9
-        )
+        assert posterior.log_evidence == pytest.approx(np.log(np.exp(log - log.max()).sum()) + log.max(), rel=1e-9)
         k, r, s = np.unravel_index(wanted.argmax(), wanted.shape)
         assert posterior.best[:2] == (k, r)
         assert posterior.shifts[posterior.best[2]] == s
@@ -132,9 +126,7 @@ def test_poses_off_the_grid_are_found_by_levels():
                          max_significant=100, adaptive_fraction=0.999)  # fmt: skip
     rng = np.random.default_rng(8)
     poses = [Pose(r, rng.uniform(-1, 1, 3)) for r in random_rotations(5, 9)]
-    batch, _ = plant(
-        search, poses, 0.5 * POWER, 1, model=lambda p, k: OBJECT.turned(p.rotation).transform(k, BOX)
-    )
+    batch, _ = plant(search, poses, 0.5 * POWER, 1, model=lambda p, k: OBJECT.turned(p.rotation).transform(k, BOX))
     for pose, posterior in zip(poses, run_search(search, batch, None, tick), strict=True):
         found = search.levels[-1].grid.rotations(3.0, np.array([posterior.best[1]]))[0]
         assert rotation_angle(found, pose.rotation) < 12  # nearest of the grid: up to 5
@@ -167,9 +159,7 @@ def test_levels_agree_with_exhaustive_scores():
     at_once = make_search([MAP], [Level(grid.children, RADIUS, True)], shifts, **options)
     poses = [Pose(r, np.array([0.4, -0.7, 0.2])) for r in random_rotations(2, 12)]
     batch, _ = plant(by_level, poses, 30 * POWER, 13)
-    for a, b in zip(
-        run_search(by_level, batch, None, tick), run_search(at_once, batch, None, tick), strict=True
-    ):
+    for a, b in zip(run_search(by_level, batch, None, tick), run_search(at_once, batch, None, tick), strict=True):
         p, q = dense_posterior(by_level, a), dense_posterior(at_once, b)
         both = (p > 1e-12) & (q > 1e-12)
         assert both.sum() > 20
@@ -219,9 +209,7 @@ def test_orientation_prior_weighs_and_cuts():
     """A tilt prior multiplies the posterior by its Gaussian at the pose scored, and removes what is beyond 3 widths."""
     centre, width = 70.0, 12.0
     free = search_of(perturbation=5.0)
-    bound = search_of(
-        perturbation=5.0, prior=OrientationPrior(tilt=width), centres=np.array([[0, centre, 0]])
-    )
+    bound = search_of(perturbation=5.0, prior=OrientationPrior(tilt=width), centres=np.array([[0, centre, 0]]))
     poses, _ = grid_poses(free, 2, 20)
     batch, _ = plant(free, poses, 200 * POWER, 21)
     grid = free.levels[0].grid

@@ -12,15 +12,14 @@ from vdamkit.imaging.halfball import fourier_grid, gather_half_ball, half_ball, 
 from vdamkit.imaging.projector import Projector
 from vdamkit.settings import Settings
 from vdamkit.vdam.accuracy import alignment_accuracy, refined_sampling
-from vdamkit.vdam.advance import Cancelled, advance
+from vdamkit.vdam.advance import advance
 from vdamkit.vdam.start import initial_state
+from vdamkit.vdam.visit import Cancelled
 
 BOX, PIXEL = 24, 8.0
 OBJECT = Blobs.random(8, reach=5.0, sigma=1.3, seed=6)
 CPU = get_backend("cpu", 1)
-SETTINGS = Settings(
-    mini_batches=20, mask_diameter=110.0, precision="double", offset_range=1, offset_step=1, threads=1
-)
+SETTINGS = Settings(mini_batches=20, mask_diameter=110.0, precision="double", offset_range=1, offset_step=1, threads=1)
 
 
 class Memory:
@@ -38,9 +37,7 @@ class Memory:
         self.items = []
         for rotation in random_rotations(n, seed):
             w = 5 * (0.3 + np.cos(0.3 * k + rng.uniform(0, 3)) ** 2)
-            white = gather_half_ball(map_to_fourier(rng.normal(size=(BOX,) * 3)), ball) * np.sqrt(
-                2 * BOX**3 * sigma2
-            )
+            white = gather_half_ball(map_to_fourier(rng.normal(size=(BOX,) * 3)), ball) * np.sqrt(2 * BOX**3 * sigma2)
             b = grey * (w * OBJECT.turned(rotation).transform(ball.k, BOX) + np.sqrt(w) * white)
             self.items.append(HalfBallParticle(BOX // 2, b, b, w))
 
@@ -112,9 +109,7 @@ PROJECTOR = Projector(BOX, 10, np.float64, CPU)
 def accuracy(factor: float) -> tuple[float, float]:
     reference = PROJECTOR.prepare(OBJECT.map(BOX))
     weights = np.tile(PROJECTOR.ball.weight * factor / POWER, (6, 1))
-    return alignment_accuracy(
-        [reference], PROJECTOR, weights, random_rotations(6, 1), BOX, np.random.default_rng(2)
-    )
+    return alignment_accuracy([reference], PROJECTOR, weights, random_rotations(6, 1), BOX, np.random.default_rng(2))
 
 
 def test_more_weight_means_better_accuracy():
@@ -132,9 +127,7 @@ def test_accuracy_of_shifts_from_its_definition():
     blob = Blobs(np.ones(1), np.zeros((1, 3)), np.array([1.5]))
     reference, power = PROJECTOR.prepare(blob.map(BOX)), blob.transform(ball.k, BOX).real ** 2
     weight = ball.weight * 3.0 / power.sum() * 20
-    _, found = alignment_accuracy(
-        [reference], PROJECTOR, weight[None], np.eye(3)[None], BOX, np.random.default_rng(0)
-    )
+    _, found = alignment_accuracy([reference], PROJECTOR, weight[None], np.eye(3)[None], BOX, np.random.default_rng(0))
     cost = (weight * power * (1 - np.cos(2 * np.pi / BOX * found * ball.k[:, 0]))).sum()
     assert cost == pytest.approx(-np.log(0.01), rel=0.12)
 
@@ -142,12 +135,8 @@ def test_accuracy_of_shifts_from_its_definition():
 def test_best_class_counts():
     references = [PROJECTOR.prepare(OBJECT.map(BOX) * s) for s in (0.01, 1.0)]
     weights = np.tile(PROJECTOR.ball.weight * 16 / POWER, (3, 1))
-    both = alignment_accuracy(
-        references, PROJECTOR, weights, random_rotations(3, 1), BOX, np.random.default_rng(2)
-    )
-    worse = alignment_accuracy(
-        references[:1], PROJECTOR, weights, random_rotations(3, 1), BOX, np.random.default_rng(2)
-    )
+    both = alignment_accuracy(references, PROJECTOR, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
+    worse = alignment_accuracy(references[:1], PROJECTOR, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
     assert both[0] < worse[0]
 
 
@@ -156,9 +145,7 @@ def test_best_class_counts():
 
 def sampled(accuracy=(2.0, 0.5), **changes):
     state = initial_state(Memory(4, POWER), SETTINGS, CPU)
-    state = state.replace(
-        **({"no_gain": 1, "offset_range": 50.0, "offset_step": 16.0, "offset_change2": 50.0} | changes)
-    )
+    state = state.replace(**({"no_gain": 1, "offset_range": 50.0, "offset_step": 16.0, "offset_change2": 50.0} | changes))
     return refined_sampling(state, SETTINGS, is_stack=True, accuracy=accuracy, pixel_size=2.0)
 
 
@@ -185,10 +172,7 @@ def test_steps_never_grow():
     assert (new.offset_step, new.offset_range) == (1.0, 3.0)
     for step in (2.0, 4.0, 16.0):
         assert sampled(offset_step=step).offset_step <= step
-        assert (
-            sampled(offset_step=step).offset_range <= 4 * sampled(offset_step=step).offset_step + 1e-9
-            or step == 2.0
-        )
+        assert sampled(offset_step=step).offset_range <= 4 * sampled(offset_step=step).offset_step + 1e-9 or step == 2.0
 
 
 # a whole mini-batch -------------------------------------------------------------------------------------------------

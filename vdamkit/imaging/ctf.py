@@ -37,7 +37,8 @@ def ctf(
     Returns
     -------
     float64 array of the broadcast shape: ``-sin(gamma) * scale``, which starts at +amplitude_contrast for underfocus.
-    A dark protein's image is ``-ctf * projection``; premultiplied images carry ``+ctf²``. Magnitudes below 1e-8 are raised to 1e-8.
+    A dark protein's image is ``-ctf * projection``; premultiplied images carry ``+ctf²``. Magnitudes below 1e-8 are raised
+    to 1e-8.
 
     Source: RELION ctf.cpp:initialise, ctf.h:getCTF.
     """

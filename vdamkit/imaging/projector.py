@@ -188,7 +188,7 @@ class Projector:
 
     @property
     def directions_at_once(self) -> int:
-        """Directions whose operators are best made together: enough points for threads to run side by side, few for the cache."""
+        """Directions whose operators are made together: enough points for threads to work side by side, few for the cache."""
         return max(1, round(80_000 / self._source_k.shape[1]))
 
     def prepare(self, volume: np.ndarray) -> Any:

@@ -86,9 +86,7 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[State, Settings, list[dict
         found = str(error)
     except (KeyError, TypeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
-    raise InputError(
-        f"{path}: its content does not fit this vdamkit ({found}); continue with the vdamkit that wrote it."
-    )
+    raise InputError(f"{path}: its content does not fit this vdamkit ({found}); continue with the vdamkit that wrote it.")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

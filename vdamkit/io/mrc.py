@@ -118,8 +118,7 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], np.dtype, float, int
         )
     if mode not in DTYPES:
         raise InputError(
-            f"{path}: MRC mode {mode} cannot be used (expected {', '.join(map(str, DTYPES))}); convert "
-            f"it to float32 (mode 2)."
+            f"{path}: MRC mode {mode} cannot be used (expected {', '.join(map(str, DTYPES))}); convert it to float32 (mode 2)."
         )
     axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
     if axes != (1, 2, 3) and sorted(axes) == [1, 2, 3]:

@@ -82,9 +82,7 @@ def read_optics(table: pd.DataFrame, path: Path) -> tuple[Optics, ...]:
     )
 
 
-def _check_optics(
-    groups: np.ndarray, boxes: np.ndarray, pixels: np.ndarray, voltages: np.ndarray, path: Path
-) -> None:
+def _check_optics(groups: np.ndarray, boxes: np.ndarray, pixels: np.ndarray, voltages: np.ndarray, path: Path) -> None:
     """Raise InputError naming the first group with an impossible number, box, pixel size or voltage."""
     checks = [
         (
@@ -142,10 +140,7 @@ def triplet(
 ) -> np.ndarray:
     """`(n, 3)` float64 of three columns, `pattern` with each of `parts`; `default` where one is missing."""
     columns = [pattern.format(part) for part in parts]
-    arrays = [
-        numeric_column(table, column, path, "particles", default=default, allow_nan=allow_nan)
-        for column in columns
-    ]
+    arrays = [numeric_column(table, column, path, "particles", default=default, allow_nan=allow_nan) for column in columns]
     return np.stack(arrays, -1)
 
 
@@ -160,9 +155,7 @@ def file_names(table: pd.DataFrame, column: str, path: Path) -> None:
         raise cell_error(path, "particles", row, column, names[row], wrong, remedy)
 
 
-def centred_coordinates(
-    table: pd.DataFrame, names: np.ndarray, tomograms: dict[str, Tomogram], path: Path
-) -> np.ndarray:
+def centred_coordinates(table: pd.DataFrame, names: np.ndarray, tomograms: dict[str, Tomogram], path: Path) -> np.ndarray:
     """Picked positions, `(n, 3)` float64, xyz, Å from the tomogram's centre.
 
     Either rlnCenteredCoordinateX/Y/ZAngst, or RELION-4 rlnCoordinateX/Y/Z (unbinned px from the corner).
@@ -184,9 +177,7 @@ def centred_coordinates(
     return np.stack([numeric_column(table, column, path, "particles") for column in centred], -1)
 
 
-def check_tomogram_names(
-    names: np.ndarray, tomograms: dict[str, Tomogram], path: Path, tomograms_path: Path
-) -> None:
+def check_tomogram_names(names: np.ndarray, tomograms: dict[str, Tomogram], path: Path, tomograms_path: Path) -> None:
     """Raise InputError naming the first particle whose tomogram is not in tomograms.star."""
     codes, unique = pd.factorize(names)
     unknown = np.array([name not in tomograms for name in unique])[codes]

@@ -155,9 +155,7 @@ def split_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return np.ascontiguousarray(weights), None
 
 
-def _open(
-    particles: ParticleSet, i: int, column: str, locate: Callable[[Path], Path]
-) -> tuple[np.ndarray, Path]:
+def _open(particles: ParticleSet, i: int, column: str, locate: Callable[[Path], Path]) -> tuple[np.ndarray, Path]:
     """Memory-mapped array of a particle's file, of a shape that was checked, and the file's path."""
     path = find_file(particles, i, column)
     try:

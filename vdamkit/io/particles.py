@@ -142,9 +142,7 @@ def _pose_columns(table: pd.DataFrame, path: Path) -> dict[str, np.ndarray]:
         "origins": triplet(table, "rlnOrigin{}Angst", axes, path, default=0.0),
         "angle_priors": triplet(table, "rlnAngle{}Prior", angles, path, default=np.nan, allow_nan=True),
         "origin_priors": triplet(table, "rlnOrigin{}PriorAngst", axes, path, default=0.0),
-        "subtomogram_rotations": euler_to_matrix(
-            triplet(table, "rlnTomoSubtomogram{}", angles, path, default=0.0)
-        ),
+        "subtomogram_rotations": euler_to_matrix(triplet(table, "rlnTomoSubtomogram{}", angles, path, default=0.0)),
     }
 
 
@@ -168,9 +166,7 @@ def _tomograms_of(names: np.ndarray, paths: InputPaths, is_stack2d: bool) -> dic
     return tomograms
 
 
-def _groups(
-    table: pd.DataFrame, tomogram_names: np.ndarray, path: Path
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def _groups(table: pd.DataFrame, tomogram_names: np.ndarray, path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Group of each particle, `(n,)` int64 row in the tuple of names. Source: RELION exp_model.cpp:read."""
     column = "rlnGroupName"
     named = column in table.columns

@@ -76,9 +76,7 @@ def fourier_scale(particles: ParticleSet) -> float:
 # model.star -------------------------------------------------------------------------------------------
 
 
-def model_blocks(
-    names: FileNames, state: State, settings: Settings, particles: ParticleSet
-) -> dict[str, Block]:
+def model_blocks(names: FileNames, state: State, settings: Settings, particles: ParticleSet) -> dict[str, Block]:
     """All blocks of model.star. Source: RELION ml_model.cpp:write."""
     blocks: dict[str, Block] = {"model_general": _model_general(state, settings, particles)}
     blocks["model_classes"] = _model_classes(names, state, settings, particles)
@@ -146,9 +144,7 @@ def _last_batch(state: State) -> tuple[float, float]:
     return float(poses.pmax[visited].mean(dtype=np.float64)), float(poses.log_likelihood[visited].sum())
 
 
-def _model_classes(
-    names: FileNames, state: State, settings: Settings, particles: ParticleSet
-) -> pd.DataFrame:
+def _model_classes(names: FileNames, state: State, settings: Settings, particles: ParticleSet) -> pd.DataFrame:
     """Table of model_classes; resolution and offset accuracy in Å, rotation accuracy in degrees."""
     extent = particles.box * particles.pixel_size
     return pd.DataFrame(

@@ -22,9 +22,7 @@ def optimiser_comments(names: FileNames, command: str) -> tuple[str, str]:
     return f"vdamkit optimiser; version {number}", command or f"--o {(names.folder / 'run').as_posix()}"
 
 
-def optimiser_block(
-    names: FileNames, state: State, settings: Settings, particles: ParticleSet
-) -> dict[str, object]:
+def optimiser_block(names: FileNames, state: State, settings: Settings, particles: ParticleSet) -> dict[str, object]:
     """List of optimiser_general, every key that RELION 5 writes. Source: RELION ml_optimiser.cpp:write."""
     paths = particles.paths
     files = {
@@ -48,9 +46,7 @@ def optimiser_block(
         "rlnDoZeroMask": 1,
         "rlnDoSolventFlattening": int(settings.solvent != "none"),
         "rlnDoSolventFscCorrection": 0,
-        **dict.fromkeys(
-            ("rlnSolventMaskName", "rlnSolventMask2Name", "rlnBodyStarFile", "rlnTauSpectrumName"), "None"
-        ),
+        **dict.fromkeys(("rlnSolventMaskName", "rlnSolventMask2Name", "rlnBodyStarFile", "rlnTauSpectrumName"), "None"),
         "rlnMaximumCoarseImageSize": -1,
         "rlnHighresLimitExpectation": -1.0,
         "rlnLowresLimitExpectation": -1.0,

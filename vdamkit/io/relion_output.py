@@ -106,9 +106,7 @@ def data_blocks(state: State, particles: ParticleSet) -> dict[str, Block]:
     """
     new = {"rlnGroupNumber": particles.group_index + 1, **pose_columns(state)}
     order = [*particles.table.columns, *(name for name in new if name not in particles.table.columns)]
-    table = pd.DataFrame(
-        {name: new[name] if name in new else particles.table[name].to_numpy() for name in order}
-    )
+    table = pd.DataFrame({name: new[name] if name in new else particles.table[name].to_numpy() for name in order})
     general = {**particles.general, "rlnTomoSubTomosAre2DStacks": 1}
     head: dict[str, Block] = {"general": general} if particles.is_stack2d else {}
     return {**head, "optics": particles.optics_table, "particles": table}

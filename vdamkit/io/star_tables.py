@@ -191,9 +191,7 @@ def text_column(table: pd.DataFrame, column: str, path: str | os.PathLike, block
     return table[column].astype(str).to_numpy(object)
 
 
-def vector_column(
-    table: pd.DataFrame, column: str, path: str | os.PathLike, block: str, *, length: int
-) -> np.ndarray:
+def vector_column(table: pd.DataFrame, column: str, path: str | os.PathLike, block: str, *, length: int) -> np.ndarray:
     """A column of vectors written ``[a,b,...]`` as `(n_rows, length)` float64."""
     result = np.empty((len(table), length))
     for row, text in enumerate(text_column(table, column, path, block)):
@@ -269,9 +267,7 @@ def write_star(path: str | os.PathLike, blocks: dict[str, Block], *, comments: S
     OutputError: no permission, no such folder, or the disc is full; an older file is unchanged.
     """
     rounded = {
-        name: block
-        if isinstance(block, pd.DataFrame)
-        else {key: _short(value) for key, value in block.items()}
+        name: block if isinstance(block, pd.DataFrame) else {key: _short(value) for key, value in block.items()}
         for name, block in blocks.items()
     }
     text = starfile.to_string(rounded, float_format="%.9g", na_rep="nan")

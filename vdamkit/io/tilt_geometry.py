@@ -135,9 +135,7 @@ def read_tomograms(path: str | os.PathLike, *, names: Collection[str] | None = N
         if names is not None and name not in names:
             continue
         tilts, tilt_path, block = _tilt_table(table, row, name, blocks, path)
-        values = {
-            key: column[row] if column.ndim > 1 else column.item(row) for key, column in columns.items()
-        }
+        values = {key: column[row] if column.ndim > 1 else column.item(row) for key, column in columns.items()}
         result[name] = Tomogram(name=name, **values, **_tilt_arrays(tilts, tilt_path, block))
     return result
 
@@ -162,10 +160,7 @@ def _global_columns(table: pd.DataFrame, path: Path) -> dict[str, np.ndarray]:
     for column, values, good, remedy in checks:
         if not good.all():
             row = int(np.argmin(good))
-            raise InputError(
-                f"{path}: data_global row {row + 1}, column {column}: value {values[row]:g} is wrong; "
-                f"{remedy}."
-            )
+            raise InputError(f"{path}: data_global row {row + 1}, column {column}: value {values[row]:g} is wrong; {remedy}.")
     optics_names = np.full(len(table), "", object)
     if "rlnOpticsGroupName" in table.columns:
         optics_names = text_column(table, "rlnOpticsGroupName", path, "global")
@@ -182,9 +177,7 @@ def _global_columns(table: pd.DataFrame, path: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _tilt_table(
-    table: pd.DataFrame, row: int, name: str, blocks: dict, path: Path
-) -> tuple[pd.DataFrame, Path, str]:
+def _tilt_table(table: pd.DataFrame, row: int, name: str, blocks: dict, path: Path) -> tuple[pd.DataFrame, Path, str]:
     """Tilt-series table of one tomogram, with the file and block it came from.
 
     RELION 5 names a file per tomogram; RELION 4 keeps the tables as blocks of tomograms.star itself.
@@ -232,9 +225,7 @@ def _tilt_arrays(tilts: pd.DataFrame, path: Path, block: str) -> dict[str, np.nd
         rotations = projection[:, :3, :3].copy()
     else:
         require_columns(tilts, ["rlnTomoYTilt", "rlnTomoZRot"], path, block)
-        rotations = projection_rotation(
-            number("rlnTomoXTilt", 0.0), number("rlnTomoYTilt"), number("rlnTomoZRot")
-        )
+        rotations = projection_rotation(number("rlnTomoXTilt", 0.0), number("rlnTomoYTilt"), number("rlnTomoZRot"))
     required = ["rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle", "rlnMicrographPreExposure"]
     require_columns(tilts, required, path, block)
     return {

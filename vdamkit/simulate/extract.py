@@ -16,9 +16,7 @@ DOSE_CUTOFF = 0.01  # RELION subtomo.cpp, --cutoff_fract
 class Extracted:
     """One particle's images, still in the bigger box in which RELION multiplies with the CTF."""
 
-    images: (
-        np.ndarray
-    )  # (n_visible, big_box, big_box) float32, yx, particle at big_box // 2, density positive
+    images: np.ndarray  # (n_visible, big_box, big_box) float32, yx, particle at big_box // 2, density positive
     transfer: np.ndarray  # (n_visible, big_box, big_box // 2 + 1) CTF times dose envelope, rfft2 layout
     rotations: np.ndarray  # (n_visible, 3, 3) x_image = rotation @ x_subtomogram
     visible: np.ndarray  # (n_tilts,) bool

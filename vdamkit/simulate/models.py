@@ -119,9 +119,7 @@ def asymmetric(box: int, pixel_size: float, *, seed: int = 0) -> np.ndarray:
     beak = np.array([[62, 62, 30], [66, 74, 46], [58, 84, 60]], float)
     centres = np.concatenate([large, small, large_stalk, second_stalk, beak])
     sigmas = np.concatenate([rng.uniform(8, 14, len(large)), rng.uniform(8, 12, len(small)), np.full(9, 8.0)])
-    weights = np.concatenate(
-        [rng.uniform(0.4, 1, len(large)), rng.uniform(0.4, 1, len(small)), np.full(9, 0.7)]
-    )
+    weights = np.concatenate([rng.uniform(0.4, 1, len(large)), rng.uniform(0.4, 1, len(small)), np.full(9, 0.7)])
     centres -= np.average(centres, axis=0, weights=weights * sigmas**3)
     return gaussian_density(centres, sigmas, weights, box=box, pixel_size=pixel_size)
 

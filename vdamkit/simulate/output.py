@@ -14,9 +14,7 @@ from vdamkit.simulate.scene import ANGLES, COORDINATES, ORIGINS, SUBTOMOGRAM_ANG
 from vdamkit.simulate.settings import SimulationSettings
 
 
-def write_map(
-    path: Path, array: np.ndarray, pixel_size: float, *, stack: bool = False, half: bool = False
-) -> None:
+def write_map(path: Path, array: np.ndarray, pixel_size: float, *, stack: bool = False, half: bool = False) -> None:
     """An MRC file without a date in its header, so that the same data give the same bytes.
 
     Parameters
@@ -116,9 +114,7 @@ def write_particle_set(folder: Path, kind: str, optics: pd.DataFrame, particles:
     """`KIND/particles.star` and `KIND/optimisation_set.star`, paths from `folder`; returns the latter."""
     (folder / kind).mkdir(parents=True, exist_ok=True)
     general = {"rlnTomoSubTomosAre2DStacks": int(kind == "stacks2d")}
-    write_star(
-        folder / kind / "particles.star", {"general": general, "optics": optics, "particles": particles}
-    )
+    write_star(folder / kind / "particles.star", {"general": general, "optics": optics, "particles": particles})
     files = {"rlnTomoParticlesFile": f"{kind}/particles.star", "rlnTomoTomogramsFile": "tomograms.star"}
     write_star(folder / kind / "optimisation_set.star", {"optimisation_set": files})
     return folder / kind / "optimisation_set.star"

@@ -64,9 +64,7 @@ class Scene:
 
 def _join(parts: list[Sites]) -> Sites:
     normals = None if parts[0].normals is None else np.concatenate([p.normals for p in parts])
-    return Sites(
-        np.concatenate([p.centres for p in parts]), np.concatenate([p.rotations for p in parts]), normals
-    )
+    return Sites(np.concatenate([p.centres for p in parts]), np.concatenate([p.rotations for p in parts]), normals)
 
 
 def _even(pixels: float) -> int:
@@ -76,9 +74,7 @@ def _even(pixels: float) -> int:
 def _spheres(rng: np.random.Generator, settings: SimulationSettings, count: int) -> tuple[Sites, np.ndarray]:
     """Spheres on a loose grid with at least twice `count` particles; and the extent `(3,)` in Å."""
     subdivisions: list[int] = []
-    while (
-        len(subdivisions) < 2 or sum(10 * f * f - 10 for f in subdivisions) * settings.occupancy < 2 * count
-    ):
+    while len(subdivisions) < 2 or sum(10 * f * f - 10 for f in subdivisions) * settings.occupancy < 2 * count:
         subdivisions.append(SUBDIVISIONS[len(subdivisions) % 2])
     spacing = settings.lattice_spacing
     cell = 2 * lattice_radius(max(subdivisions), spacing) + spacing
@@ -110,9 +106,7 @@ def _free(rng: np.random.Generator, settings: SimulationSettings, count: int) ->
     return free_sites(rng, count=count, half_size=extent / 2, distance=distance), extent
 
 
-def simulated_scene(
-    seed: np.random.SeedSequence, settings: SimulationSettings, *, number: int, count: int
-) -> Scene:
+def simulated_scene(seed: np.random.SeedSequence, settings: SimulationSettings, *, number: int, count: int) -> Scene:
     """Tomogram `number` (from 0) with `count` picked particles on spheres or free."""
     rng = np.random.default_rng(seed)
     on_spheres = settings.poses == "sphere"

@@ -67,9 +67,7 @@ class SimulationSettings:
         require(known, "poses", "'sphere', 'random' or an existing STAR file")
         require(self.tomograms >= 1, "tomograms", "at least 1")
         require(self.particles >= self.tomograms, "particles", f"at least {self.tomograms}, one per tomogram")
-        require(
-            self.volumes <= self.particles, "volumes", f"at most {self.particles}, the number of particles"
-        )
+        require(self.volumes <= self.particles, "volumes", f"at most {self.particles}, the number of particles")
         require(self.box >= 16 and self.box % 2 == 0, "box", "an even number of pixels, 16 or more")
         require(self.pixel_size > 0, "pixel_size", "Å per pixel, above 0")
         require(self.tilts >= 3, "tilts", "at least 3")

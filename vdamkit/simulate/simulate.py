@@ -62,9 +62,7 @@ def simulate(output: str | Path, **options) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{folder}: no folder can be made here ({error.strerror}); choose another."
-        ) from None
+        raise OutputError(f"{folder}: no folder can be made here ({error.strerror}); choose another.") from None
     scene_seed, noise_seed = np.random.SeedSequence(settings.seed).spawn(2)
     scenes = _scenes(settings, scene_seed.spawn(settings.tomograms))
     noise_seeds = noise_seed.spawn(len(scenes))
@@ -100,14 +98,10 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
     else:
         scenes = scenes_from_star(Path(settings.poses), settings.particles)
         if not scenes:
-            raise InputError(
-                f"{settings.poses}: no particle is in a tomogram of the tomograms.star beside it."
-            )
+            raise InputError(f"{settings.poses}: no particle is in a tomogram of the tomograms.star beside it.")
         sizes = sorted({scene.series.pixel_size for scene in scenes})
         if len(sizes) > 1:
-            raise InputError(
-                f"{settings.poses}: its tilt series have pixel sizes {sizes}; give particles of one size."
-            )
+            raise InputError(f"{settings.poses}: its tilt series have pixel sizes {sizes}; give particles of one size.")
         return scenes
     found = sum(len(scene.picked) for scene in scenes)
     if found < settings.particles:
@@ -118,9 +112,7 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
     return scenes
 
 
-def _noisy_images(
-    scene: Scene, density: np.ndarray, settings: SimulationSettings, rng: np.random.Generator
-) -> np.ndarray:
+def _noisy_images(scene: Scene, density: np.ndarray, settings: SimulationSettings, rng: np.random.Generator) -> np.ndarray:
     """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure."""
     series = scene.series
     images = render_tilt_images(series, density, scene.sites.centres, scene.sites.rotations)
@@ -142,17 +134,13 @@ def _extract_all(
     """Write one tomogram's stacks and volumes; rows of both particle tables."""
     series, box, visible, names, volume_names = scene.series, settings.box, [], [], []
     big_box = 2 * box
-    frequency = np.hypot(
-        np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size)
-    )
+    frequency = np.hypot(np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size))
     for number, (coordinate, frame) in enumerate(zip(scene.coordinates, scene.frames, strict=True), start=1):
         particle = extract(series, images, coordinate, frame, box=box, big_box=big_box)
         visible.append(particle.visible)
         stem = f"Subtomograms/{series.name}/{number}"
         names.append(f"stacks2d/{stem}_stack2d.mrcs")
-        write_map(
-            folder / names[-1], unpad(particle.images, box, 2), series.pixel_size, stack=True, half=True
-        )
+        write_map(folder / names[-1], unpad(particle.images, box, 2), series.pixel_size, stack=True, half=True)
         if number > n_volumes:
             continue
         doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible]
@@ -186,18 +174,14 @@ def _write_tables(
     pixel_size = scenes[0].series.pixel_size
     paths = {
         "tomograms": write_tilt_series(folder, scenes),
-        "stacks2d": write_particle_set(
-            folder, "stacks2d", optics_table(scenes, settings, 2), pd.concat(stacks)
-        ),
+        "stacks2d": write_particle_set(folder, "stacks2d", optics_table(scenes, settings, 2), pd.concat(stacks)),
         "true_poses": folder / "particles_true_poses.star",
         "model": folder / "model.mrc",
         "recipe": folder / "recipe.json",
     }
     volume_rows = pd.concat(volumes)
     if len(volume_rows):
-        paths["volumes3d"] = write_particle_set(
-            folder, "volumes3d", optics_table(scenes, settings, 3), volume_rows
-        )
+        paths["volumes3d"] = write_particle_set(folder, "volumes3d", optics_table(scenes, settings, 3), volume_rows)
     write_star(paths["true_poses"], {"particles": pd.concat(truth)})
     write_map(paths["model"], unpad(density, settings.box, 3), pixel_size)
     if settings.poses == "sphere":

@@ -32,9 +32,7 @@ class TiltSeries:
     @property
     def rotations(self) -> np.ndarray:
         """`(n_tilts, 3, 3)`, x_image = R @ x_tomogram (RELION tomogram.cpp:setProjectionMatrix)."""
-        return projection_rotation(
-            *(self.table[f"rlnTomo{a}"].to_numpy() for a in ("XTilt", "YTilt", "ZRot"))
-        )
+        return projection_rotation(*(self.table[f"rlnTomo{a}"].to_numpy() for a in ("XTilt", "YTilt", "ZRot")))
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where points of the tomogram fall on the tilt images.
@@ -70,9 +68,7 @@ class TiltSeries:
         positive at low frequency for an underfocused image, so protein is dark in ``-transfer * projection``.
         """
         row = self.table.iloc[tilt]
-        fy, fx = np.meshgrid(
-            np.fft.fftfreq(box, self.pixel_size), np.fft.rfftfreq(box, self.pixel_size), indexing="ij"
-        )
+        fy, fx = np.meshgrid(np.fft.fftfreq(box, self.pixel_size), np.fft.rfftfreq(box, self.pixel_size), indexing="ij")
         offset = self.hand * np.asarray(depths)[:, None, None]
         value = ctf(
             fx,
@@ -217,9 +213,7 @@ class CentralSlices:
         -------
         `(n, box, box // 2 + 1)` complex128, rfft2 layout (y, x), phases relative to the particle centre.
         """
-        ky, kx = np.meshgrid(
-            np.fft.fftfreq(self.box, 1 / self.box), np.arange(self.box // 2 + 1), indexing="ij"
-        )
+        ky, kx = np.meshgrid(np.fft.fftfreq(self.box, 1 / self.box), np.arange(self.box // 2 + 1), indexing="ij")
         in_image = np.stack([kx.ravel(), ky.ravel()])
         # k_reference = rotationᵀ k_image, with k_image = (kx, ky, 0): only its first two rows matter
         k = (np.swapaxes(rotations[:, :2], 1, 2) @ in_image).reshape(-1, 3, *kx.shape)
@@ -235,9 +229,7 @@ def shift_phases(fractions: np.ndarray, box: int) -> np.ndarray:
     return along_y[:, :, None] * along_x[:, None, :]
 
 
-def render_tilt_images(
-    series: TiltSeries, density: np.ndarray, centres: np.ndarray, rotations: np.ndarray
-) -> np.ndarray:
+def render_tilt_images(series: TiltSeries, density: np.ndarray, centres: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     """Noise-free tilt images of particles: protein dark, every particle with its own defocus.
 
     Parameters

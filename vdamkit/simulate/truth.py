@@ -38,7 +38,5 @@ def average_neighbourhood(scene: Scene, density: np.ndarray, *, box: int, fold: 
     average = ndimage.spline_filter(total.reshape(box, box, box), order=3)
     turns = Rotation.from_rotvec([[0, 0, 360 / fold * n] for n in range(fold)], degrees=True).as_matrix()
     points = [(turn @ grid + box // 2)[::-1] for turn in turns]
-    symmetric = sum(
-        ndimage.map_coordinates(average, p, order=3, prefilter=False, mode="nearest") for p in points
-    )
+    symmetric = sum(ndimage.map_coordinates(average, p, order=3, prefilter=False, mode="nearest") for p in points)
     return (symmetric / (fold * len(chosen))).reshape(box, box, box).astype(np.float32)

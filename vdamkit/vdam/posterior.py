@@ -133,9 +133,7 @@ def _admission(search: Search, grid: OrientationGrid, orientations: np.ndarray) 
 # further levels: children of what was significant ------------------------------------------------------------------
 
 
-def next_level(
-    search: Search, batch: Batch, number: int, candidates: list[Candidates], tick: Callable[[float], None]
-) -> list:
+def next_level(search: Search, batch: Batch, number: int, candidates: list[Candidates], tick: Callable[[float], None]) -> list:
     """Score each particle's candidate orientations (of this level's grid) × shifts; as :func:`first_level`."""
     level = search.levels[number]
     last = number == len(search.levels) - 1
@@ -290,8 +288,10 @@ def run_search(search: Search, batch: Batch, start: list[Candidates] | None, tic
         found = first_level(search, batch, everything[admitted], lambda f: tick(f * share))
     else:
         found = next_level(search, batch, 0, start, lambda f: tick(f * share))
+    tick(0.0)  # between levels a mini-batch can be paused
     for number in range(1, len(search.levels)):
         grid = search.levels[number - 1].grid
         down = [children(grid, item) for item in found]
         found = next_level(search, batch, number, down, lambda f: tick(f * share))
+        tick(0.0)
     return found

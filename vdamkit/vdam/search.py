@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vdamkit.backend import Backend
+from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.projector import Projector, Tilt, get_projector
 from vdamkit.sampling.orientations import OrientationGrid, angular_step, orientation_grid
-from vdamkit.sampling.priors import OrientationPrior
+from vdamkit.sampling.priors import OrientationPrior, unique_centres
+from vdamkit.sampling.shifts import child_offsets, shift_grid
 
+if TYPE_CHECKING:
+    from vdamkit.state import State
+    from vdamkit.vdam.start import Particles
+
+COSTLY_PASS = 5e9  # FLOP per particle of a full coarse pass beyond which most mini-batches search locally
 KEPT_BYTES = 400 * 2**20  # of the last level's rotated references, kept for the M-step
 
 
@@ -174,3 +181,45 @@ def plan_levels(
     radii = [coarse_radius(box, pixel_size, mask_diameter, angular_step(g.order), radius) for g in grids[:-1]]
     levels = [Level(g, r, False) for g, r in zip(grids, radii, strict=False)]
     return (*levels, Level(grids[-1], radius, True))
+
+
+def make_search(state: State, settings, particles: Particles, backend: Backend, radius: int, index: np.ndarray) -> Search:
+    """What the particles of a mini-batch share: grids, priors, references."""
+    px, box = particles.pixel_size, particles.box
+    symmetry = settings.search_symmetry
+    prior = OrientationPrior(settings.rot_prior_width, settings.tilt_prior_width, settings.psi_prior_width)
+    levels = plan_levels(
+        state.healpix_order, symmetry, box=box, pixel_size=px, mask_diameter=settings.mask_diameter, radius=radius,
+        adaptive=settings.adaptive,
+    )  # fmt: skip
+    centres, _ = unique_centres(prior_centres(state, particles, index, prior))
+    step, p = state.offset_step / px, state.perturbation
+    log_class = np.log(np.maximum(state.class_probability, 1e-12))
+    return Search(
+        box=box, backend=backend, dtype=settings.real, levels=levels,
+        perturbation=p * angular_step(levels[0].grid.order if settings.adaptive else state.healpix_order),
+        coarse_shifts=shift_grid(state.offset_range / px, step) + p * step, child_offsets=child_offsets(step),
+        prior=prior, centres=centres, symmetry=symmetry, sigma_offset=state.sigma_offset / px, log_class=log_class,
+        adaptive_fraction=settings.adaptive_fraction, max_significant=settings.max_significant, volumes=state.maps,
+    )  # fmt: skip
+
+
+def is_local(settings, search: Search, iteration: int) -> bool:
+    """Whether this mini-batch searches around last poses only (`Settings.global_search_every`); by shapes alone."""
+    every = settings.global_search_every
+    if every is None:
+        level = search.levels[0]
+        voxels = len(half_ball(level.radius))
+        cost = 4 * voxels * len(level.grid) * len(search.shifts(level.fine_shifts)) * len(search.volumes)
+        every = 5 if cost > COSTLY_PASS else 1
+    return every > 1 and iteration % every != 0
+
+
+def prior_centres(state: State, particles: Particles, index: np.ndarray, prior: OrientationPrior) -> np.ndarray:
+    """Prior centres `(p, 3)` in degrees: the file's, or the current angle where it has none (it then walks along)."""
+    if not prior.active:
+        return np.zeros((len(index), 3))
+    priors = particles.angle_priors[index]
+    centres = np.where(np.isnan(priors), state.poses.angles[index], priors)
+    free = [width is None for width in (prior.rot, prior.tilt, prior.psi)]
+    return np.where(free, 0.0, centres)

@@ -1,0 +1,55 @@
+"""Stopping and holding a computation from another thread, between its chunks."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vdamkit.vdam.visit import Cancelled
+
+
+class Control:
+    """The brake of one session. The thread that computes calls :meth:`check`; any other may pause or cancel it."""
+
+    def __init__(self) -> None:
+        self._go = threading.Event()
+        self._go.set()
+        self._cancelled = False
+        self._thread: int | None = None
+        self.waiting = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a mini-batch: forgets an earlier cancellation, and a pause when it ends."""
+        self._cancelled, self._thread = False, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = None
+            self._go.set()
+
+    def pause(self) -> None:
+        if self._thread is not None:
+            self._go.clear()
+
+    def unpause(self) -> None:
+        self._go.set()
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._go.set()
+
+    def check(self) -> None:
+        """Raise :class:`Cancelled` if asked to; wait if asked to, but only in the thread that runs the mini-batch.
+
+        Worker threads are shared by all sessions, so one that waited would hold up the others.
+        """
+        if threading.get_ident() == self._thread and not self._go.is_set():
+            self.waiting = True
+            try:
+                self._go.wait()
+            finally:
+                self.waiting = False
+        if self._cancelled:
+            raise Cancelled("the mini-batch was stopped; the state before it is kept")

@@ -1,0 +1,170 @@
+"""Visiting the particles of a mini-batch: read, score and sum, a chunk at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vdamkit.errors import InputError
+from vdamkit.imaging.halfball import half_ball
+from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler
+from vdamkit.sampling.point_groups import operators
+from vdamkit.state import State
+from vdamkit.vdam.accumulate import RawBatch, Sums, accumulate
+from vdamkit.vdam.posterior import run_search
+from vdamkit.vdam.search import Batch, Candidates, Posterior, Search, prior_centres
+from vdamkit.vdam.start import Particles
+
+Tick = Callable[[str, float], None]
+MAX_BAD = 0.1  # share of unreadable particles at which a run gives up
+
+
+class Cancelled(Exception):
+    """Raised by a progress callback to leave a mini-batch; the state before it stays valid."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Best poses of one chunk of particles."""
+
+    index: np.ndarray
+    angles: np.ndarray
+    offsets: np.ndarray  # Å
+    classes: np.ndarray
+    pmax: np.ndarray
+    log_likelihood: np.ndarray
+    n_significant: np.ndarray
+
+
+def no_tick(stage: str, fraction: float) -> None:
+    """The progress callback of someone who does not watch."""
+
+
+def visit(
+    state: State, settings, particles: Particles, search: Search, index: np.ndarray, local: bool, clock: dict, tick: Tick
+) -> tuple[Sums, list[Found], dict[int, str]]:
+    """Read, score and sum all particles, a chunk at a time."""
+    chunks = [index[a : a + settings.chunk_particles] for a in range(0, len(index), settings.chunk_particles)]
+    total: Sums | None = None
+    found: list[Found] = []
+    bad: dict[int, str] = {}
+    radius = search.levels[-1].radius
+    for number, chunk in enumerate(chunks):
+
+        def part(stage: str, share: float, begin: float, number: int = number) -> Callable[[float], None]:
+            done = [0.0]
+
+            def add(fraction: float) -> None:
+                done[0] += fraction
+                tick(stage, 0.95 * (number + begin + share * min(done[0], 1.0)) / len(chunks))
+
+            return add
+
+        lap = time.perf_counter()
+        part("read", 0.0, 0.0)(0.0)
+        search.kept.clear()
+        batch, raw, complaints = make_batch(state, search, particles, chunk, radius)
+        bad.update(complaints)
+        if len(bad) > MAX_BAD * len(index):
+            raise InputError(
+                f"{len(bad)} of {len(index)} particles of this mini-batch cannot be used (more than "
+                f"{100 * MAX_BAD:.0f} %); the first: {next(iter(bad.values()))}"
+            )
+        clock["read"] = clock.get("read", 0) + time.perf_counter() - lap
+        lap = time.perf_counter()
+        start = local_candidates(state, search, settings, batch.index) if local else None
+        posteriors = run_search(search, batch, start, part("E-step", 0.6, 0.05))
+        clock["E-step"] = clock.get("E-step", 0) + time.perf_counter() - lap
+        lap = time.perf_counter()
+        coarse = search.levels[0].grid
+        sums = accumulate(search, batch, raw, posteriors, particles.n_optics, coarse, part("M-step", 0.35, 0.65))
+        clock["M-step"] = clock.get("M-step", 0) + time.perf_counter() - lap
+        total = sums if total is None else total + sums
+        found.append(best_poses(search, batch, posteriors, particles.pixel_size))
+    assert total is not None
+    return total, found, bad
+
+
+def make_batch(
+    state: State, search: Search, particles: Particles, chunk: np.ndarray, radius: int
+) -> tuple[Batch, RawBatch, dict[int, str]]:
+    """Read particles and divide them by the noise; complaints about unreadable ones by particle number."""
+    items, at, sentences = particles.fetch(chunk, radius)
+    missing = np.setdiff1d(np.arange(len(chunk)), at)
+    complaints = dict(zip(chunk[missing].tolist(), sentences, strict=True))
+    index = chunk[at]
+    if not len(index):
+        raise InputError(f"no particle of this chunk can be used; the first: {sentences[0]}")
+    ball, xp = half_ball(radius), search.backend.xp
+    projector = search.projector(radius)
+    offsets = state.poses.offsets[index] / particles.pixel_size
+    priors = particles.offset_priors[index] / particles.pixel_size
+    n = len(ball)
+    masked = np.empty((len(index), n), projector.complex)
+    unmasked, scaled = np.empty_like(masked), np.empty_like(masked)
+    weight, raw_weight = (np.empty((len(index), n), projector.dtype) for _ in range(2))
+    no_zero = ball.weight.copy()
+    no_zero[0] = 0  # the E-step leaves out k = 0
+
+    def fill(j: int) -> None:
+        item, group = items[j], particles.optics[index[j]]
+        inverse = (1 / state.sigma2[group])[ball.shell]
+        moved = ball.phases(offsets[j], search.box, projector.complex)[0] * projector.dtype.type(state.grey_scale)
+        masked[j] = item.masked * moved
+        scaled[j] = masked[j] * (inverse * no_zero).astype(projector.dtype)
+        unmasked[j] = item.unmasked * moved * (inverse * ball.weight).astype(projector.dtype)
+        raw_weight[j] = item.weight
+        weight[j] = item.weight * (inverse * ball.weight)
+
+    search.backend.map(fill, range(len(index)), at_once=8)
+    _, centre = _centre_rows(state, particles, index, search)
+    batch = Batch(index, *(xp.asarray(a) for a in (scaled, unmasked, weight)), offsets, priors, centre)
+    return batch, RawBatch(xp.asarray(masked), xp.asarray(raw_weight), particles.optics[index]), complaints
+
+
+def _centre_rows(state: State, particles: Particles, index: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndarray]:
+    mine = np.round(prior_centres(state, particles, index, search.prior), 4)
+    rows = [int(np.abs(search.centres - centre).sum(1).argmin()) for centre in mine]
+    return mine, np.array(rows, int)
+
+
+def local_candidates(state: State, search: Search, settings, index: np.ndarray) -> list[Candidates]:
+    """Coarse orientations around each particle's last pose, all of them for one that was never visited."""
+    grid = search.levels[0].grid
+    everything = np.arange(len(grid))
+    rotations = grid.rotations(search.perturbation).reshape(len(grid), 9)
+    limit = settings.local_range * 360 / grid.n_psi
+    shifts = np.arange(len(search.coarse_shifts))
+    group = operators(search.symmetry)
+    admitted = np.ones((1, len(grid)), bool)
+    if search.prior.active:
+        admitted = search.prior.within_cut(grid.rotations(0.0), search.centres, search.symmetry)
+    out = []
+    for i in index:
+        if state.poses.last_visit[i] > 0:
+            pose = euler_to_matrix(state.poses.angles[i])
+            trace = (rotations @ (pose @ group).reshape(len(group), 9).T).max(1)
+            keep = (trace - 1) / 2 >= np.cos(np.radians(limit))
+        else:
+            keep = admitted.any(0)
+        near = everything[keep] if keep.any() else everything
+        classes = np.arange(len(search.volumes))
+        out.append(Candidates(np.repeat(classes, len(near)), np.tile(near, len(classes)), shifts))
+    return out
+
+
+def best_poses(search: Search, batch: Batch, posteriors: list[Posterior], pixel_size: float) -> Found:
+    """Pose of greatest weight of every particle; offsets in Å."""
+    level = search.levels[-1]
+    shifts = search.shifts(level.fine_shifts)
+    best = np.array([p.best for p in posteriors])
+    rotations = level.grid.rotations(search.perturbation, best[:, 1])
+    chosen = np.array([shifts[p.shifts[p.best[2]]] for p in posteriors])
+    return Found(
+        batch.index, matrix_to_euler(rotations), (batch.offsets + chosen) * pixel_size, best[:, 0],
+        np.array([p.pmax for p in posteriors]), np.array([p.log_evidence for p in posteriors]),
+        np.array([p.n_significant for p in posteriors]),
+    )  # fmt: skip
