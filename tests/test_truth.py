@@ -133,7 +133,7 @@ def test_posteriors_are_calibrated(planted, kind):
                         options={"maxiter": 3, "xtol": 0.03, "ftol": 1e-5})  # fmt: skip
         drop.append(2 * (cost(np.zeros(6)) - best.fun))
     held = np.mean(np.array(drop) < 10.64)
-    assert 0.8 <= held <= 1.0, (held, np.mean(drop))
+    assert 0.8 <= held <= 0.97, (held, np.mean(drop))
     assert 3 < np.mean(drop) < 10, "the mean of a chi-square with 6 degrees of freedom is 6"
 
 

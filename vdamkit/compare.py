@@ -123,6 +123,7 @@ def align(
     mirror: bool = False,
     max_shift: float | None = None,
     mean_to: float = 20.0,
+    start: Match | None = None,
 ) -> Match:
     """Lay a map onto a reference by rotation and shift, and compare the two inside a soft sphere.
 
@@ -134,6 +135,7 @@ def align(
     seed: turns the grid of orientations; the result should not depend on it.
     mirror: align the mirror image of `moving` instead.
     max_shift: Å, default a quarter of the box. mean_to: Å, resolution up to which the FSC is averaged.
+    start: an earlier match of nearly the same maps; it is refined and nothing else is searched.
 
     Returns
     -------
@@ -149,7 +151,10 @@ def align(
     reference = np.asarray(reference, np.float64)
     radius_px = min((0.35 * n if radius is None else radius / pixel_size), n / 2 - 1)
     limit = n / 4 if max_shift is None else max_shift / pixel_size
-    poses = _coarse(moving, reference, radius_px, limit, seed)
+    if start is None:
+        poses = _coarse(moving, reference, radius_px, limit, seed)
+    else:
+        poses = [(start.rotation, start.shift / pixel_size)]
     mask = soft_sphere(n, radius_px, edge=EDGE_PX)
     score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
     refined = [score.refine(*pose, tolerance=2e-2)[1:] for pose in poses]

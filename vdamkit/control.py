@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vdamkit.vdam.visit import Cancelled
@@ -40,14 +40,16 @@ class Control:
         self._cancelled = True
         self._go.set()
 
-    def check(self) -> None:
+    def check(self, on_wait: Callable[[], None]) -> None:
         """Raise :class:`Cancelled` if asked to; wait if asked to, but only in the thread that runs the mini-batch.
 
-        Worker threads are shared by all sessions, so one that waited would hold up the others.
+        `on_wait` is called when it begins to wait. Worker threads are shared by all sessions, so one that waited would hold
+        up the others.
         """
         if threading.get_ident() == self._thread and not self._go.is_set():
             self.waiting = True
             try:
+                on_wait()
                 self._go.wait()
             finally:
                 self.waiting = False

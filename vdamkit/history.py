@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import weakref
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -75,6 +76,7 @@ class History:
         self.current = -1
         self._undone: list[int] = []
         self._shelf = Shelf()
+        self._lock = threading.RLock()  # a panel makes remarks while a thread appends
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -87,21 +89,23 @@ class History:
     def copy(self) -> History:
         """The same past; what either adds or undoes from now on is its own."""
         other = object.__new__(History)
-        other.__dict__ |= self.__dict__ | {"nodes": list(self.nodes), "_undone": []}
+        other.__dict__ |= self.__dict__ | {"nodes": list(self.nodes), "_undone": [], "_lock": threading.RLock()}
         return other
 
     def append(self, state: State, settings: Settings, report: StepReport | None, note: str = "") -> None:
         """A child of the current node, which becomes the current one."""
-        parent = self.current if self.nodes else None
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        self.nodes.append(Node(len(self.nodes), parent, state.iteration, settings, report, note, when, held=state))
-        self.current = len(self.nodes) - 1
-        self._undone.clear()
-        self._put_away()
+        with self._lock:
+            parent = self.current if self.nodes else None
+            self.nodes.append(Node(len(self.nodes), parent, state.iteration, settings, report, note, when, held=state))
+            self.current = len(self.nodes) - 1
+            self._undone.clear()
+            self._put_away()
 
     def remark(self, text: str) -> None:
         """Add to the note of the current node."""
-        self.nodes[self.current] = replace(self.node, note=f"{self.node.note}; {text}".strip("; "))
+        with self._lock:
+            self.nodes[self.current] = replace(self.node, note=f"{self.node.note}; {text}".strip("; "))
 
     def undo(self) -> bool:
         """Step to the parent, if there is one."""

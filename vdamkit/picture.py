@@ -101,9 +101,9 @@ def _map_row(part: Any, volume: np.ndarray, pixel_size: float, title: str, radiu
     columns = part.subplots(1, 6, gridspec_kw={"wspace": 0.04})
     slices, projections = sections(volume)
     for kind, images, axes in (("slice", slices, columns[:3]), ("projection", projections, columns[3:])):
-        together = _window(images)  # slices share their grey scale; projections of a flat object could not
+        together = window(images)  # slices share their grey scale; projections of a flat object could not
         for axis, image, (plane, right, up) in zip(axes, images, AXES, strict=True):
-            low, high = together if kind == "slice" else _window([image])
+            low, high = together if kind == "slice" else window([image])
             axis.imshow(image, cmap="gray_r", vmin=low, vmax=high, origin="lower", interpolation="bicubic")
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
@@ -111,25 +111,26 @@ def _map_row(part: Any, volume: np.ndarray, pixel_size: float, title: str, radiu
             axis.set_title(f"{kind} {plane}", pad=3, fontsize=8, color=GREY)
             axis.set_xlabel(f"{right} →", fontsize=7, color=GREY, labelpad=1.5)
             axis.set_ylabel(f"{up} →", fontsize=7, color=GREY, labelpad=1.0)
-    _scale_bar(columns[0], volume.shape[0], pixel_size)
+    scale_bar(columns[0], volume.shape[0], pixel_size)
     for axis in columns[:3] if radius else []:
-        _circle(axis, volume.shape[0] // 2, radius / pixel_size)
+        circle(axis, volume.shape[0] // 2, radius / pixel_size)
 
 
-def _window(images: Sequence[np.ndarray]) -> tuple[float, float]:
+def window(images: Sequence[np.ndarray]) -> tuple[float, float]:
     """Grey values from white to black: outliers are cut, and the level around the object is nearly white."""
     values = np.concatenate([image.ravel() for image in images])
     low, high = np.percentile(values, [0.5, 99.7])
     return float(low), float(high if high > low else low + 1)
 
 
-def _circle(axis: Any, centre: float, radius: float) -> None:
+def circle(axis: Any, centre: float, radius: float) -> None:
+    """A dashed circle, in px."""
     from matplotlib.patches import Circle
 
     axis.add_patch(Circle((centre, centre), radius, fill=False, color=BLUE, linewidth=0.8, linestyle=(0, (4, 3))))
 
 
-def _scale_bar(axis: Any, box: int, pixel_size: float) -> None:
+def scale_bar(axis: Any, box: int, pixel_size: float) -> None:
     """A bar of a round length near a third of the picture."""
     wanted = box * pixel_size / 3
     power = 10 ** np.floor(np.log10(wanted))
@@ -157,6 +158,11 @@ def draw_fsc(axis: Any, curves: Mapping[str, np.ndarray], box: int, pixel_size: 
     axis.set_ylabel("Fourier shell correlation")
     axis.set_xlabel("spatial frequency (1/Å)")
     axis.legend(frameon=False, loc=(0.03, 0.16), title="FSC 0.5 at", title_fontsize=8, alignment="left")
+    resolution_axis(axis, pixel_size)
+
+
+def resolution_axis(axis: Any, pixel_size: float) -> None:
+    """A second scale in Å above a plot against spatial frequency in 1/Å."""
     top = axis.secondary_xaxis("top")
     ticks = [r for r in (200, 100, 60, 40, 30, 25, 20, 15, 12, 10, 8, 6, 5, 4) if 0.08 <= 2 * pixel_size / r <= 1.0]
     top.set_xticks([1 / r for r in ticks], [f"{r:g}" for r in ticks])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from vdamkit.vdam.visit import no_tick
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
     from vdamkit.compare import Match
+    from vdamkit.notebook.panel import Panel
+    from vdamkit.notebook.viewer import View
     from vdamkit.scoring import ParticlePosterior
     from vdamkit.verdict import Verdict
 
@@ -71,7 +74,10 @@ class Session:
         self.previous_log: list[dict[str, Any]] = []  # of the runs before a resume
         self._earlier: list[StepReport] = []  # reports read back from it
         self._control = Control()
+        self._lock = threading.RLock()  # of the options, which may change while a mini-batch runs in another thread
+        self._panel: Any = None
         self.listeners: list[Callable[[str, float], None]] = []
+        self.followers: list[Callable[[], None]] = []
 
     # where we are ---------------------------------------------------------------------------------------------------
 
@@ -149,10 +155,12 @@ class Session:
     def step(self) -> StepReport:
         """One mini-batch. On any error or cancellation the state before it stays; nothing is lost."""
         self._ensure_start()
-        before, settings, source, backend = self.state, self._pending, self._source, self._backend
+        with self._lock:
+            before, settings, source, backend = self.state, self._pending, self._source, self._backend
         with self._control.running():
             state, report = advance(before, settings, source, backend, self._tick)
         self._history.append(state, settings, report)
+        self._tell()
         if self.output is not None:
             self._write()
         return report
@@ -208,10 +216,11 @@ class Session:
             )
         if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")
-        old, self._pending = self._pending, new
-        if (new.device, new.threads) != (old.device, old.threads):
-            self._backend = get_backend(new.device, new.threads)
-        self._source = self._source.with_settings(new, self._backend)
+        with self._lock:
+            old, self._pending = self._pending, new
+            if (new.device, new.threads) != (old.device, old.threads):
+                self._backend = get_backend(new.device, new.threads)
+            self._source = self._source.with_settings(new, self._backend)
         words = ", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in options if getattr(old, k) != getattr(new, k))
         if self._history and words:
             self._history.remark(words)
@@ -240,13 +249,19 @@ class Session:
         self._ensure_start()
         other = object.__new__(Session)
         other.__dict__ |= self.__dict__
-        other.output, other.listeners = None, []
-        other._history, other._control = self._history.copy(), Control()
+        other.output, other.listeners, other.followers = None, [], []
+        other._history, other._control, other._lock = self._history.copy(), Control(), threading.RLock()
+        other._panel = None
         if note:
             other._history.remark(f"branch: {note}")
         if options:
             other.change(**options)
         return other
+
+    def restart(self, **options: Any) -> Session:
+        """An independent session on the same particles that begins anew, with some options changed, such as the seed."""
+        settings = self._pending.replace(**options)
+        return Session(settings=settings, particle_set=self.particles)
 
     # results --------------------------------------------------------------------------------------------------------
 
@@ -281,6 +296,26 @@ class Session:
         from vdamkit.compare import align
 
         return align(self.map, reference, self.pixel_size)
+
+    # to see and touch -----------------------------------------------------------------------------------------------
+
+    def panel(self, *, truth: str | Path | np.ndarray | None = None) -> Panel:
+        """The control panel, for a notebook: knobs, buttons, and pictures that follow the run.
+
+        truth: a map to compare with, where it is known. An earlier panel of this session is closed. Needs vdamkit[notebook].
+        """
+        from vdamkit.notebook import open_panel
+
+        return open_panel(self, truth)
+
+    def show(self, view: str = "map", **options: Any) -> View:
+        """The maps (`view="map"`) or a tomogram's particles (`"tomogram"`) in napari or an inline 3D view; follows the run.
+
+        Options: see :class:`vdamkit.notebook.viewer.View`. `close()` takes it away. Needs vdamkit[viewer] for napari.
+        """
+        from vdamkit.notebook import open_view
+
+        return open_view(self, view, options)
 
     # disc -----------------------------------------------------------------------------------------------------------
 
@@ -317,16 +352,26 @@ class Session:
             self._write()
 
     def _tick(self, stage: str, fraction: float) -> None:
-        for listener in self.listeners:
-            listener(stage, fraction)
-        self._control.check()
+        def tell(what: str) -> None:
+            for listener in list(self.listeners):
+                listener(what, fraction)
+
+        tell(stage)
+        self._control.check(lambda: tell("paused"))
 
     def _arrive(self) -> int:
         """Take over the settings of the node that is current now."""
         if self._history:
-            self._pending = self._history.node.settings
-            self._source = self._source.with_settings(self._pending, self._backend)
+            with self._lock:
+                self._pending = self._history.node.settings
+                self._source = self._source.with_settings(self._pending, self._backend)
+            self._tell()
         return self.iteration
+
+    def _tell(self) -> None:
+        """Tell whoever follows the session that it is elsewhere now."""
+        for follower in list(self.followers):
+            follower()
 
     def _write(self) -> None:
         from vdamkit import storage

@@ -10,6 +10,7 @@ from vdamkit.imaging.fsc import resolution_at, transform_fsc
 from vdamkit.imaging.halfball import map_to_fourier
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.priors import OrientationPrior
+from vdamkit.state import State
 from vdamkit.vdam.schedule import current_radius
 from vdamkit.vdam.start import Particles
 
@@ -48,22 +49,26 @@ def judge(session, other=None) -> Verdict:
     return Verdict(all(good), figures, tuple(said), tuple(advice))
 
 
-def _agreement(session, figures: dict, said: list, advice: list) -> bool:
-    """FSC of the two pseudo-halves' targets: map plus first moment, i.e. where each half alone would move the map.
+def half_agreement(state: State, k: int, radius: int) -> np.ndarray:
+    """FSC `(N//2 + 1,)` of the two pseudo-halves' targets of class `k`: map plus first moment, i.e. where each half alone
+    would move the map.
 
-    Poses are shared, so this is a check and no proof. Beyond the radius in use there is nothing to compare.
+    Poses are shared, so this is a check and no proof. Beyond the radius in use (px) there is nothing to compare.
     """
+    reference = map_to_fourier(state.maps[k].astype(np.float64))
+    m0, m1 = state.moment1[k].astype(np.complex128)
+    return transform_fsc(m0 + reference, m1 + reference, radius)
+
+
+def _agreement(session, figures: dict, said: list, advice: list) -> bool:
     state = session.state
     k = int(np.argmax(state.class_probability))
     box, px = session.particles.box, session.pixel_size
-    m0, m1 = state.moment1[k].astype(np.complex128)
-    if not m0.any():
+    if not state.moment1[k].any():
         said.append("No mini-batch has run yet.")
         advice.append("run some mini-batches, then ask again")
         return False
-    reference = map_to_fourier(state.maps[k].astype(np.float64))
-    radius = current_radius(state.resolution_shell, session.settings, box)
-    curve = transform_fsc(m0 + reference, m1 + reference, radius)
+    curve = half_agreement(state, k, current_radius(state.resolution_shell, session.settings, box))
     resolution = box * px / state.resolution_shell
     figures["resolution"] = resolution
     figures["half_resolution"] = resolution_at(curve, 0.5, box, px)

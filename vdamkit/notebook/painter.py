@@ -1,0 +1,97 @@
+"""Drawing in the background: the newest wish of each picture only, and never more than a small share of the time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from vdamkit.notebook.loop import Loop
+
+SHARE = 0.1  # of the time that redrawing may take while a run goes on
+
+
+class Painter:
+    """Draws pictures one after the other in a thread that exists only while there is something to draw.
+
+    A wish for a picture that still waits replaces the older one, so nothing ever queues up.
+    """
+
+    def __init__(self, loop: Loop):
+        self._loop = loop
+        self._wishes: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None], bool]] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._rest_until = 0.0
+        self._wake = threading.Event()
+        self._closed = False
+        self.errors: list[str] = []
+
+    def ask(self, key: str, draw: Callable[[], bytes], deliver: Callable[[bytes], None], *, at_once: bool = False) -> None:
+        """Have a picture drawn and handed to `deliver` on the event loop.
+
+        at_once: a person waits for it; else it may wait until drawing has had no more than its share of the time.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            waits = self._wishes.pop(key, None)
+            self._wishes[key] = (draw, deliver, at_once or (waits is not None and waits[2]))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="vdamkit painter", daemon=True)
+                self._thread.start()
+            elif at_once:
+                self._wake.set()
+
+    def _next(self) -> tuple[str, Callable, Callable] | None:
+        """The next wish that may be carried out now; None to wait. Ends the thread's turn where there is none at all."""
+        with self._lock:
+            urgent = [key for key, wish in self._wishes.items() if wish[2]]
+            if not urgent and time.monotonic() < self._rest_until:
+                return None
+            key = (urgent or list(self._wishes))[0]
+            draw, deliver, _ = self._wishes.pop(key)
+            return key, draw, deliver
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if self._closed or not self._wishes:
+                    self._thread = None
+                    return
+            wish = self._next()
+            if wish is None:
+                self._wake.wait(max(0.01, self._rest_until - time.monotonic()))
+                self._wake.clear()
+                continue
+            key, draw, deliver = wish
+            began = time.monotonic()
+            try:
+                picture = draw()
+            except Exception as problem:  # a picture that fails must not take the others along
+                self.errors.append(f"{key}: {type(problem).__name__}: {problem}")
+                continue
+            finally:
+                self._rest_until = time.monotonic() + (time.monotonic() - began) * (1 / SHARE - 1)
+            self._loop.call(lambda deliver=deliver, picture=picture: deliver(picture))
+
+    def wait(self, seconds: float = 20.0) -> bool:
+        """Until nothing is being drawn any more; for tests and scripts."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with self._lock:
+                if self._thread is None:
+                    return True
+            self._rest_until = 0.0
+            self._wake.set()
+            time.sleep(0.01)
+        return False
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._wishes.clear()
+            thread = self._thread
+        self._wake.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(5)

@@ -1,0 +1,105 @@
+"""3D layers drawn on paper: surfaces, points and arrows seen along an axis, without OpenGL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vdamkit.notebook.figures import new_figure, styled
+from vdamkit.notebook.layers import LIGHT, LayerData, isosurface, zyx
+from vdamkit.picture import GREY
+
+SEEN_ALONG = {"z": (0, 1, 2), "y": (0, 2, 1), "x": (1, 2, 0)}
+"""Axes to the right, upwards and towards the viewer (xyz); seen along y the far side is towards the viewer."""
+
+
+@styled
+def static_figure(layers: Sequence[LayerData], *, along: Sequence[str] = ("z", "y"), heading: str | None = None) -> Any:
+    """The layers (see :mod:`vdamkit.notebook.layers`) seen along axes of the map or tomogram, true to scale in Å."""
+    figure = new_figure(4.2 * len(along), 4.3)
+    axes = np.atleast_1d(figure.subplots(1, len(along)))
+    for axis, name in zip(axes, along, strict=True):
+        right, up, towards = SEEN_ALONG[name]
+        sign = -1.0 if name == "y" else 1.0  # x right, z up: the viewer stands at −y
+        for data, options, kind in layers:
+            if options.get("visible", True):
+                DRAW[kind](axis, data, options, (right, up, towards), sign)
+        axis.set_aspect("equal")
+        axis.autoscale_view()
+        axis.set_xlabel(f"{'xyz'[right]} (Å)")
+        axis.set_ylabel(f"{'xyz'[up]} (Å)")
+        axis.set_title(f"seen along {name}", fontsize=8.5, color=GREY)
+    if heading:
+        figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def _draw_image(axis: Any, data: np.ndarray, options: dict, view: tuple, sign: float) -> None:
+    """The isosurface of a map."""
+    from vdamkit.compare import resample
+
+    level = options["iso_threshold"]
+    if not data.min() < level < data.max():
+        return
+    fine = resample(data, 2.0, 1.0, 2 * len(data)) - level  # twice as fine: smooth triangles
+    vertices, faces, normals = isosurface(fine)
+    points = (vertices - fine.shape[0] // 2) / 2 * options["scale"][0]
+    right, up, towards = view
+    lamp = np.empty(3)
+    lamp[[right, up, towards]] = LIGHT * [1, 1, sign]
+    _draw_triangles(axis, points, faces, 0.5 + 0.4 * (normals @ lamp), view, sign, _base(options))
+
+
+def _base(options: dict) -> str:
+    colormap = options.get("colormap", "gray")
+    return colormap["colors"][-1] if isinstance(colormap, dict) else "white"
+
+
+def _draw_surface(axis: Any, data: tuple, options: dict, view: tuple, sign: float) -> None:
+    vertices, faces, values = data
+    _draw_triangles(axis, zyx(vertices), faces, values, view, sign, "white")
+
+
+def _draw_triangles(
+    axis: Any, points: np.ndarray, faces: np.ndarray, brightness: np.ndarray, view: tuple, sign: float, colour: str
+) -> None:
+    """Triangles from back to front. points `(v, 3)` xyz, brightness `(v,)` 0 … 1."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgb
+
+    right, up, towards = view
+    corners = points[faces]  # (t, 3, 3)
+    depth = sign * corners[:, :, towards].mean(1)
+    order = np.argsort(depth)
+    span = np.ptp(depth) or 1.0
+    shade = np.clip(brightness[faces].mean(1), 0, 1)[order]
+    faded = 0.35 * (depth.max() - depth[order]) / span  # what is further away is paler
+    rgb = shade[:, None] * np.array(to_rgb(colour))
+    rgb = rgb + (1 - rgb) * faded[:, None]
+    flat = corners[order][:, :, [right, up]]
+    axis.add_collection(PolyCollection(flat, facecolors=rgb, edgecolors=rgb, linewidths=0.2, rasterized=True))
+    axis.update_datalim(flat.reshape(-1, 2))
+
+
+def _draw_points(axis: Any, data: np.ndarray, options: dict, view: tuple, sign: float) -> None:
+    points = zyx(data)
+    order = np.argsort(sign * points[:, view[2]])
+    colours = np.asarray(options.get("face_color"))
+    axis.scatter(points[order, view[0]], points[order, view[1]], s=7, c=colours[order], zorder=3, linewidths=0)
+
+
+def _draw_vectors(axis: Any, data: np.ndarray, options: dict, view: tuple, sign: float) -> None:
+    start, step = zyx(data[:, 0]), zyx(data[:, 1])
+    colour = options.get("edge_color")
+    colours = np.tile([[0.55, 0.55, 0.55, 1]], (len(start), 1)) if isinstance(colour, str) else np.asarray(colour)
+    prior = options.get("vector_style") == "line"
+    look = (
+        {"width": 0.0025, "headwidth": 1, "zorder": 2, "alpha": 0.6} if prior else {"width": 0.004, "headwidth": 4, "zorder": 3}
+    )
+    axis.quiver(start[:, view[0]], start[:, view[1]], step[:, view[0]], step[:, view[1]], color=colours, angles="xy",
+                scale_units="xy", scale=1, **look)  # fmt: skip
+
+
+DRAW = {"image": _draw_image, "points": _draw_points, "vectors": _draw_vectors, "surface": _draw_surface}
