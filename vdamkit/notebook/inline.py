@@ -14,6 +14,25 @@ def k3d_objects(k3d: Any, layers: list[LayerData]) -> list[Any]:
     return [MAKE[kind](k3d, data, options) for data, options, kind in layers]
 
 
+def first_camera(layers: list[LayerData]) -> list[float]:
+    """Where k3d's camera stands at first, `(9,)`: position, target, up. It looks down the z axis with y up at everything."""
+    corners = np.concatenate([_corners(data, options, kind) for data, options, kind in layers if options.get("visible", True)])
+    low, high = corners.min(0), corners.max(0)
+    middle, size = (low + high) / 2, float(np.linalg.norm(high - low)) or 1.0
+    above = middle + np.array([0, 0, 1.1 * size])
+    return [*above.tolist(), *middle.tolist(), 0.0, 1.0, 0.0]
+
+
+def _corners(data: Any, options: dict, kind: str) -> np.ndarray:
+    """Points xyz that a layer reaches to."""
+    if kind == "image":
+        first = np.array(options["translate"][::-1])
+        reach = options["scale"][0] * (np.array(data.shape[::-1]) - 1)
+        return np.stack([first + 0.2 * reach, first + 0.8 * reach])  # a particle does not fill its box
+    points = data[0] if kind == "surface" else data[:, 0] if kind == "vectors" else data
+    return zyx(points)
+
+
 def _image(k3d: Any, data: np.ndarray, options: dict) -> Any:
     spacing, first = options["scale"][0], np.array(options["translate"][::-1])
     # k3d stretches the array over its bounds from the first voxel to the last

@@ -6,7 +6,7 @@ All coordinates are in Å. Arrays are zyx, as napari wants them; everything comp
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +15,17 @@ from vdamkit.io.particles import ParticleSet
 from vdamkit.notebook.figures import CLASS_COLOURS
 from vdamkit.sampling.euler import euler_to_matrix, rotation_angle
 from vdamkit.sampling.point_groups import operators
-from vdamkit.state import State
+from vdamkit.state import Poses, State
+
+
+class Placed(Protocol):
+    """Where particles lie, as far as a picture asks; :class:`vdamkit.io.particles.ParticleSet` is one."""
+
+    coordinates: np.ndarray  # (n, 3) xyz, Å from the tomogram's centre
+    subtomogram_rotations: np.ndarray  # (n, 3, 3)
+    angle_priors: np.ndarray  # (n, 3) degrees, nan where there is none
+    tomogram_names: np.ndarray  # (n,)
+
 
 LayerData = tuple[Any, dict[str, Any], str]
 COLOURS = ("class", "pmax", "change")
@@ -72,7 +82,7 @@ def _single_colour(k: int) -> dict[str, Any]:
 # particles ----------------------------------------------------------------------------------------------------------
 
 
-def positions_of(particles: ParticleSet, offsets: np.ndarray) -> np.ndarray:
+def positions_of(particles: Placed, offsets: np.ndarray) -> np.ndarray:
     """Centres of particles in their tomogram, `(n, 3)` xyz in Å from the tomogram's centre.
 
     ``x = coordinate − A_sub origin`` (RELION jaz/tomography/particle_set.cpp:getPosition). `offsets`: rlnOrigin, Å.
@@ -80,12 +90,12 @@ def positions_of(particles: ParticleSet, offsets: np.ndarray) -> np.ndarray:
     return particles.coordinates - np.einsum("nij,nj->ni", particles.subtomogram_rotations, offsets)
 
 
-def rotations_of(particles: ParticleSet, angles: np.ndarray) -> np.ndarray:
+def rotations_of(particles: Placed, angles: np.ndarray) -> np.ndarray:
     """Rotations `(n, 3, 3)` of particles in their tomogram: ``x_tomogram = R @ x_reference``; angles in degrees."""
     return particles.subtomogram_rotations @ euler_to_matrix(angles)
 
 
-def prior_directions(particles: ParticleSet) -> np.ndarray:
+def prior_directions(particles: Placed) -> np.ndarray:
     """The z axis each prior points to, `(n, 3)` xyz unit vectors in the tomogram; nan where there is no tilt prior."""
     priors = particles.angle_priors
     known = ~np.isnan(priors[:, 1])
@@ -94,22 +104,22 @@ def prior_directions(particles: ParticleSet) -> np.ndarray:
     return np.where(known[:, None], directions, np.nan)
 
 
-def colour_values(state: State, by: str, *, previous: State | None = None, symmetry: str = "C1") -> np.ndarray:
-    """What colours the particles, `(n,)`: class number, Pmax, or the turn in degrees since the `previous` state."""
+def colour_values(poses: Poses, by: str, *, previous: Poses | None = None, symmetry: str = "C1") -> np.ndarray:
+    """What colours the particles, `(n,)`: class number, Pmax, or the turn in degrees since the `previous` poses."""
     if by == "class":
-        return state.poses.class_number.astype(float)
+        return poses.class_number.astype(float)
     if by == "pmax":
-        return state.poses.pmax.astype(float)
+        return poses.pmax.astype(float)
     if by != "change":
         raise ValueError(f"particles are coloured by one of {', '.join(COLOURS)}, not {by!r}")
     if previous is None:
-        return np.zeros(len(state.poses.angles))
-    now, before = euler_to_matrix(state.poses.angles), euler_to_matrix(previous.poses.angles)
+        return np.zeros(len(poses.angles))
+    now, before = euler_to_matrix(poses.angles), euler_to_matrix(previous.angles)
     return np.min([rotation_angle(now, before @ operator) for operator in operators(symmetry)], axis=0)
 
 
 def particle_layers(
-    particles: ParticleSet, state: State, tomogram: str, *, colour: str = "class", previous: State | None = None,
+    particles: Placed, poses: Poses, tomogram: str, *, colour: str = "class", previous: Poses | None = None,
     symmetry: str = "C1", length: float = VECTOR_LENGTH,
 ) -> list[LayerData]:  # fmt: skip
     """Points and orientation vectors of one tomogram's particles, and the directions of their priors.
@@ -117,11 +127,11 @@ def particle_layers(
     The vector is the particle's z axis. `colour`: "class", "pmax" or "change".
     """
     mine = np.flatnonzero(particles.tomogram_names == tomogram)
-    centres = positions_of(particles, state.poses.offsets)[mine]
-    found = rotations_of(particles, state.poses.angles)[mine][:, :, 2]
-    values = colour_values(state, colour, previous=previous, symmetry=symmetry)[mine]
-    pmax = state.poses.pmax[mine].astype(float)
-    features = {"particle": mine, "class": state.poses.class_number[mine], "pmax": pmax, "value": values}
+    centres = positions_of(particles, poses.offsets)[mine]
+    found = rotations_of(particles, poses.angles)[mine][:, :, 2]
+    values = colour_values(poses, colour, previous=previous, symmetry=symmetry)[mine]
+    pmax = poses.pmax[mine].astype(float)
+    features = {"particle": mine, "class": poses.class_number[mine], "pmax": pmax, "value": values}
     colours = _colours(values, colour)
     out: list[LayerData] = [
         (zyx(centres), {"name": f"particles of {tomogram}", "size": length / 3, "face_color": colours, "border_width": 0,
@@ -161,7 +171,7 @@ def _colours(values: np.ndarray, by: str) -> np.ndarray:
 
 
 def lattice_layers(
-    particles: ParticleSet, state: State, volume: np.ndarray, pixel_size: float, tomogram: str, *, count: int = 60,
+    particles: Placed, poses: Poses, volume: np.ndarray, pixel_size: float, tomogram: str, *, count: int = 60,
     sigma: float = 3.0, mask_diameter: float,
 ) -> list[LayerData]:  # fmt: skip
     """The map's surface at the poses of `count` particles of a tomogram, the most certain ones first.
@@ -169,15 +179,15 @@ def lattice_layers(
     `volume` `(N, N, N)` zyx. Neighbours in the map are cut off at half the distance between particles.
     """
     mine = np.flatnonzero(particles.tomogram_names == tomogram)
-    mine = mine[state.poses.class_number[mine] > 0]
-    mine = np.sort(mine[np.argsort(-state.poses.pmax[mine], kind="stable")][:count])
+    mine = mine[poses.class_number[mine] > 0]
+    mine = np.sort(mine[np.argsort(-poses.pmax[mine], kind="stable")][:count])
     if not len(mine):
         return []
-    centres = positions_of(particles, state.poses.offsets)
+    centres = positions_of(particles, poses.offsets)
     vertices, faces, normals = surface_of(volume, pixel_size, sigma=sigma, radius=_own_radius(centres[mine], mask_diameter))
     if not len(faces):
         return []
-    rotations = rotations_of(particles, state.poses.angles)[mine]
+    rotations = rotations_of(particles, poses.angles)[mine]
     placed = np.einsum("pij,vj->pvi", rotations, vertices) + centres[mine][:, None]
     facing = np.einsum("pij,vj->pvi", rotations, normals) @ LIGHT
     triangles = faces + (np.arange(len(mine)) * len(vertices))[:, None, None]
@@ -249,7 +259,8 @@ def layers_for(
     name = tomogram or fullest_tomogram(particles)
     if name not in set(particles.tomogram_names):
         raise ValueError(f"there is no tomogram {name!r}; there are {', '.join(sorted(set(particles.tomogram_names)))}")
-    scene = particle_layers(particles, state, name, colour=colour, previous=previous, symmetry=settings.search_symmetry)
+    before = None if previous is None else previous.poses
+    scene = particle_layers(particles, state.poses, name, colour=colour, previous=before, symmetry=settings.search_symmetry)
     if paste:
         volume = maps[int(np.argmax(state.class_probability))]
         scene += lattice_layers(
@@ -258,7 +269,7 @@ def layers_for(
     return {"map": map_layers(maps, px, sigma=sigma, populations=state.class_probability), "tomogram": scene}
 
 
-def fullest_tomogram(particles: ParticleSet) -> str:
+def fullest_tomogram(particles: Placed) -> str:
     """Name of the tomogram with most particles."""
     names, counts = np.unique(particles.tomogram_names.astype(str), return_counts=True)
     return str(names[int(np.argmax(counts))])

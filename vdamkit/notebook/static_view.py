@@ -79,7 +79,8 @@ def _draw_triangles(
     rgb = shade[:, None] * np.array(to_rgb(colour))
     rgb = rgb + (1 - rgb) * faded[:, None]
     flat = corners[order][:, :, [right, up]]
-    axis.add_collection(PolyCollection(flat, facecolors=rgb, edgecolors=rgb, linewidths=0.2, rasterized=True))
+    # edges in the face's colour and no smoothing, or the seams between triangles shine through
+    axis.add_collection(PolyCollection(flat, facecolors=rgb, edgecolors=rgb, linewidths=0.4, antialiaseds=False))
     axis.update_datalim(flat.reshape(-1, 2))
 
 

@@ -93,15 +93,16 @@ class K3dScene:
         import k3d
 
         self._k3d = k3d
-        self.plot = k3d.plot(height=460, grid_visible=False, camera_auto_fit=True, name=title)
+        self.plot = k3d.plot(height=460, grid_visible=False, camera_auto_fit=False, colorbar_object_id=0, name=title)
         self._objects: list[Any] = []
         self._layers: list[LayerData] = []
 
     def draw(self, layers: list[LayerData]) -> None:
-        from vdamkit.notebook.inline import k3d_objects
+        from vdamkit.notebook.inline import first_camera, k3d_objects
 
         fresh = k3d_objects(self._k3d, layers)
-        self.plot.camera_auto_fit = not self._objects
+        if not self._objects:
+            self.plot.camera = first_camera(layers)
         for item in fresh:
             self.plot += item
         for item in self._objects:
