@@ -83,8 +83,8 @@ class Controller:
         self.done, self._stop, self._pausing, self._laps, self.stage = 0, False, False, [], "start"
         self._go.set()
         self._thread = threading.Thread(target=self._work, name="vdamkit session", daemon=True)
-        self._thread.start()
         self._tell("status")
+        self._thread.start()
 
     def prepare(self) -> None:
         """Compute the start (reading particles takes seconds) if there is none yet."""

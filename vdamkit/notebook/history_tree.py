@@ -41,6 +41,7 @@ def tree_cells(nodes: Sequence[Node], current: int) -> list[Cell]:
         at = nodes[at].parent
     shown = {node.number for node in nodes if _worth_showing(node, children[node.number])}
     shown |= set(sorted(line)[-RECENT:]) | {current}
+    shown |= {number for branch in children.values() for number in branch[1:]}  # where a branch begins
     rows = _rows(nodes, children)
     steps = sorted({nodes[n].iteration for n in shown})
     columns = {iteration: i for i, iteration in enumerate(steps)}
@@ -51,7 +52,8 @@ def tree_cells(nodes: Sequence[Node], current: int) -> list[Cell]:
         while place in taken:  # a node without a step of its own, such as "all particles scored"
             place = (place[0], place[1] + 1)
         taken.add(place)
-        text = "start" if node.parent is None else str(node.iteration)
+        begins = node.parent is not None and rows[node.parent] != rows[number]
+        text = "start" if node.parent is None else f"{'↳ ' if begins else ''}{node.iteration}"
         hint = f"after mini-batch {node.iteration}" + (f": {node.note}" if node.note else "")
         if node.report is not None:
             hint += f"; {node.report.resolution:.1f} Å, Pmax {node.report.pmax:.2f}"

@@ -264,7 +264,7 @@ def layers_for(
     if paste:
         volume = maps[int(np.argmax(state.class_probability))]
         scene += lattice_layers(
-            particles, state, volume, px, name, count=paste, sigma=sigma, mask_diameter=settings.mask_diameter
+            particles, state.poses, volume, px, name, count=paste, sigma=sigma, mask_diameter=settings.mask_diameter
         )
     return {"map": map_layers(maps, px, sigma=sigma, populations=state.class_probability), "tomogram": scene}
 

@@ -71,6 +71,7 @@ class Panel:
             "ghost": lambda: self._change(psi_prior_width=GHOST_WIDTH), "compare": self.compare,
         }[name]  # fmt: skip
         self._guarded(act)
+        self._refresh_status()
 
     def _guarded(self, act: Callable[[], Any]) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,14 @@ def static_figure(layers: Sequence[LayerData], *, along: Sequence[str] = ("z", "
     for axis, name in zip(axes, along, strict=True):
         right, up, towards = SEEN_ALONG[name]
         sign = -1.0 if name == "y" else 1.0  # x right, z up: the viewer stands at −y
-        for data, options, kind in layers:
-            if options.get("visible", True):
-                DRAW[kind](axis, data, options, (right, up, towards), sign)
+        view = (right, up, towards)
+        shown = [layer for layer in layers if layer[1].get("visible", True)]
+        _draw_triangles(
+            axis, [MESH[kind](data, options, view, sign) for data, options, kind in shown if kind in MESH], view, sign
+        )
+        for data, options, kind in shown:
+            if kind in DRAW:
+                DRAW[kind](axis, data, options, view, sign)
         axis.set_aspect("equal")
         axis.autoscale_view()
         axis.set_xlabel(f"{'xyz'[right]} (Å)")
@@ -36,48 +42,51 @@ def static_figure(layers: Sequence[LayerData], *, along: Sequence[str] = ("z", "
     return figure
 
 
-def _draw_image(axis: Any, data: np.ndarray, options: dict, view: tuple, sign: float) -> None:
-    """The isosurface of a map."""
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles of one layer."""
+
+    points: np.ndarray  # (v, 3) xyz, Å
+    faces: np.ndarray  # (t, 3)
+    brightness: np.ndarray  # (v,) 0 … 1
+    colour: str
+
+
+def _mesh_of_image(data: np.ndarray, options: dict, view: tuple, sign: float) -> Mesh:
+    """The isosurface of a map, lit from where the viewer stands."""
     from vdamkit.compare import resample
 
-    level = options["iso_threshold"]
-    if not data.min() < level < data.max():
-        return
-    fine = resample(data, 2.0, 1.0, 2 * len(data)) - level  # twice as fine: smooth triangles
+    fine = resample(data, 2.0, 1.0, 2 * len(data)) - options["iso_threshold"]  # twice as fine: smooth triangles
     vertices, faces, normals = isosurface(fine)
     points = (vertices - fine.shape[0] // 2) / 2 * options["scale"][0]
-    right, up, towards = view
     lamp = np.empty(3)
-    lamp[[right, up, towards]] = LIGHT * [1, 1, sign]
-    _draw_triangles(axis, points, faces, 0.5 + 0.4 * (normals @ lamp), view, sign, _base(options))
-
-
-def _base(options: dict) -> str:
+    lamp[list(view)] = LIGHT * [1, 1, sign]
     colormap = options.get("colormap", "gray")
-    return colormap["colors"][-1] if isinstance(colormap, dict) else "white"
+    return Mesh(points, faces, 0.5 + 0.4 * (normals @ lamp), colormap["colors"][-1] if isinstance(colormap, dict) else "white")
 
 
-def _draw_surface(axis: Any, data: tuple, options: dict, view: tuple, sign: float) -> None:
+def _mesh_of_surface(data: tuple, options: dict, view: tuple, sign: float) -> Mesh:
     vertices, faces, values = data
-    _draw_triangles(axis, zyx(vertices), faces, values, view, sign, "white")
+    return Mesh(zyx(vertices), faces, values, "white")
 
 
-def _draw_triangles(
-    axis: Any, points: np.ndarray, faces: np.ndarray, brightness: np.ndarray, view: tuple, sign: float, colour: str
-) -> None:
-    """Triangles from back to front. points `(v, 3)` xyz, brightness `(v,)` 0 … 1."""
+def _draw_triangles(axis: Any, meshes: list[Mesh], view: tuple, sign: float) -> None:
+    """The triangles of all layers, from back to front."""
     from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_rgb
 
+    meshes = [mesh for mesh in meshes if len(mesh.faces)]
+    if not meshes:
+        return
     right, up, towards = view
-    corners = points[faces]  # (t, 3, 3)
+    corners = np.concatenate([mesh.points[mesh.faces] for mesh in meshes])  # (t, 3, 3)
+    shade = np.concatenate([np.clip(mesh.brightness[mesh.faces].mean(1), 0, 1) for mesh in meshes])
+    colours = np.concatenate([np.tile(to_rgb(mesh.colour), (len(mesh.faces), 1)) for mesh in meshes])
     depth = sign * corners[:, :, towards].mean(1)
-    order = np.argsort(depth)
-    span = np.ptp(depth) or 1.0
-    shade = np.clip(brightness[faces].mean(1), 0, 1)[order]
-    faded = 0.35 * (depth.max() - depth[order]) / span  # what is further away is paler
-    rgb = shade[:, None] * np.array(to_rgb(colour))
-    rgb = rgb + (1 - rgb) * faded[:, None]
+    order = np.argsort(depth, kind="stable")
+    faded = 0.35 * (depth.max() - depth) / (np.ptp(depth) or 1.0)  # what is further away is paler
+    rgb = shade[:, None] * colours
+    rgb = (rgb + (1 - rgb) * faded[:, None])[order]
     flat = corners[order][:, :, [right, up]]
     # edges in the face's colour and no smoothing, or the seams between triangles shine through
     axis.add_collection(PolyCollection(flat, facecolors=rgb, edgecolors=rgb, linewidths=0.4, antialiaseds=False))
@@ -103,4 +112,5 @@ def _draw_vectors(axis: Any, data: np.ndarray, options: dict, view: tuple, sign:
                 scale_units="xy", scale=1, **look)  # fmt: skip
 
 
-DRAW = {"image": _draw_image, "points": _draw_points, "vectors": _draw_vectors, "surface": _draw_surface}
+MESH = {"image": _mesh_of_image, "surface": _mesh_of_surface}
+DRAW = {"points": _draw_points, "vectors": _draw_vectors}
