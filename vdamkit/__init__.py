@@ -22,6 +22,7 @@ _HOMES = {
     "open_particles": "vdamkit.io.particles",
     "simulate": "vdamkit.simulate",
     "run_demo": "vdamkit.demo",
+    "tutorial_data": "vdamkit.demo",
     "VdamkitError": "vdamkit.errors",
     "InputError": "vdamkit.errors",
     "OutputError": "vdamkit.errors",
@@ -44,6 +45,7 @@ __all__ = [
     "open_particles",
     "run_demo",
     "simulate",
+    "tutorial_data",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``vdamkit run``, ``resume``, ``check``, ``simulate``, ``demo``.
+"""The command line: ``vdamkit run``, ``resume``, ``check``, ``simulate``, ``demo``, ``tutorial``.
 
 Only the list of commands lives here; a command's own module is loaded when it is asked for, so that
 ``vdamkit --help`` answers at once. Every mistake of the user ends in one sentence on stderr and exit code 2.
@@ -22,6 +22,7 @@ COMMANDS = {
     "check": ("vdamkit.cli_jobs", "Read headers only: what was found, memory, time, every problem at once."),
     "simulate": ("vdamkit.cli_data", "Make virtual tilt series with known poses and extract the particles."),
     "demo": ("vdamkit.cli_data", "The whole job on the data that comes with vdamkit, with a picture at the end."),
+    "tutorial": ("vdamkit.cli_data", "Copy the tutorial notebooks to a folder and open JupyterLab on the first."),
 }
 """Module and one-line help of each command, in the order of ``--help``."""
 

@@ -1,4 +1,4 @@
-"""``vdamkit simulate`` and ``vdamkit demo``."""
+"""``vdamkit simulate``, ``vdamkit demo`` and ``vdamkit tutorial``."""
 
 from __future__ import annotations
 
@@ -107,3 +107,36 @@ def demo(output: str, mini_batches: int | None, seed: int, device: str, threads:
         )
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted; what was done is kept in {output}: vdamkit resume {output}") from None
+
+
+@click.command(cls=SectionCommand)
+@click.argument("folder", default="vdamkit_tutorial", metavar="[FOLDER]")
+@click.argument("jupyter_options", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTER_OPTIONS]")
+@click.option("--no-browser", is_flag=True, help="Only start the server and print its address, as on a remote machine.")
+@click.option("--copy-only", is_flag=True, help="Copy the notebooks and start nothing.")
+@click.option("--ip", default=None, help="Address the server listens on; by default only this machine.")
+@click.option("--port", default=None, type=click.INT, help="Port of the server.")
+def tutorial(
+    folder: str, jupyter_options: tuple[str, ...], no_browser: bool, copy_only: bool, ip: str | None, port: int | None
+) -> int:
+    """Copy the tutorial notebooks to FOLDER (vdamkit_tutorial by default) and open JupyterLab on the first.
+
+    Notebooks that you have changed are kept. No desktop is needed: over a remote connection use --no-browser and open the
+    printed address through a tunnel, e.g. ssh -L 8888:localhost:8888 HOST.
+    """
+    import subprocess
+    from importlib.util import find_spec
+
+    from vdamkit.tutorial import copy_notebooks, lab_command
+
+    for path in copy_notebooks(folder, say=click.echo):
+        click.echo(str(path))
+    if copy_only:
+        return 0
+    if find_spec("jupyterlab") is None:
+        raise SettingsError("JupyterLab is not installed; pip install 'vdamkit[notebook]'")
+    try:
+        command = [*lab_command(Path(folder), browser=not no_browser, ip=ip, port=port), *jupyter_options]
+        return subprocess.run(command, check=False).returncode
+    except KeyboardInterrupt:
+        return 0

@@ -37,11 +37,11 @@ class DemoResult:
     session: Session
 
 
-def demo_data(output: Path, say: Callable[[str], None] = print) -> Path:
-    """The folder with the tutorial's data: of the checkout, or simulated below `output` if there is none."""
+def tutorial_data(folder: str | Path = "vdamkit_data", *, say: Callable[[str], None] = print) -> Path:
+    """The folder with the tutorial's data: that of the checkout, or `folder`, where it is simulated if it is not there."""
     if (CHECKOUT_DATA / "stacks2d" / "optimisation_set.star").exists():
         return CHECKOUT_DATA
-    folder = output / "data"
+    folder = Path(folder)
     if not (folder / "true_map.mrc").exists():
         from vdamkit.simulate import simulate
 
@@ -75,7 +75,7 @@ def run_demo(
     InputError, OutputError, SettingsError: one sentence each.
     """
     output = Path(output)
-    folder = Path(data) if data is not None else demo_data(output, say)
+    folder = Path(data) if data is not None else tutorial_data(output / "data", say=say)
     settings = Settings(**TUTORIAL, mini_batches=mini_batches, seed=seed, device=device, threads=threads)
     session = Session(folder / "stacks2d" / "optimisation_set.star", settings, output=output)
     say(

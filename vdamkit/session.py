@@ -15,7 +15,7 @@ from vdamkit.control import Control
 from vdamkit.errors import InputError, SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
-from vdamkit.settings import Settings
+from vdamkit.settings import Settings, check_mask
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
 from vdamkit.vdam.advance import advance
@@ -25,6 +25,7 @@ from vdamkit.vdam.visit import no_tick
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
     from vdamkit.compare import Match
+    from vdamkit.notebook import Picture
     from vdamkit.notebook.panel import Panel
     from vdamkit.notebook.viewer import View
     from vdamkit.scoring import ParticlePosterior
@@ -308,6 +309,15 @@ class Session:
 
         return open_panel(self, truth)
 
+    def picture(self, what: str = "map", **options: Any) -> Picture:
+        """A picture of the current state: "map", "resolution", "orientations" or "convergence"; `save(path)` writes it.
+
+        Options: see :func:`vdamkit.notebook.picture_of`.
+        """
+        from vdamkit.notebook import picture_of
+
+        return picture_of(self, what, **options)
+
     def show(self, view: str = "map", **options: Any) -> View:
         """The maps (`view="map"`) or a tomogram's particles (`"tomogram"`) in napari or an inline 3D view; follows the run.
 
@@ -377,19 +387,3 @@ class Session:
         from vdamkit import storage
 
         storage.after_step(self)
-
-
-def check_mask(settings: Settings, particles: ParticleSet) -> None:
-    """The mask must fit the box.
-
-    Raises
-    ------
-    SettingsError
-        naming diameter, box and the largest diameter that fits.
-    """
-    extent = particles.box * particles.pixel_size
-    if settings.mask_diameter > extent:
-        raise SettingsError(
-            f"mask_diameter is {settings.mask_diameter:g} Å but the box is {particles.box} px of {particles.pixel_size:g} Å, "
-            f"{extent:g} Å in all; use a smaller mask or extract with a larger box"
-        )

@@ -206,3 +206,19 @@ def _checked(option: dataclasses.Field, value: Any) -> Any:
         allowed = f"at least {low}" if high is None else f"between {low} and {high}"
         raise SettingsError(f"{option.name} is {value}; it must be {allowed}")
     return typed
+
+
+def check_mask(settings: Settings, particles: Any) -> None:
+    """The mask must fit the box of a particle set.
+
+    Raises
+    ------
+    SettingsError
+        naming diameter, box and the largest diameter that fits.
+    """
+    extent = particles.box * particles.pixel_size
+    if settings.mask_diameter > extent:
+        raise SettingsError(
+            f"mask_diameter is {settings.mask_diameter:g} Å but the box is {particles.box} px of {particles.pixel_size:g} Å, "
+            f"{extent:g} Å in all; use a smaller mask or extract with a larger box"
+        )

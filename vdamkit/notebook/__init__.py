@@ -2,9 +2,81 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from vdamkit.errors import SettingsError
+import numpy as np
+
+from vdamkit.errors import OutputError, SettingsError
+
+PICTURES = ("map", "resolution", "orientations", "convergence")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as PNG; a notebook shows it, :meth:`save` writes it."""
+
+    data: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.data
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a .png file. Raises OutputError where that cannot be done."""
+        try:
+            Path(path).write_bytes(self.data)
+        except OSError as problem:
+            raise OutputError(f"{path}: cannot be written ({problem.strerror or problem}); choose another place") from None
+        return Path(path)
+
+
+def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: np.ndarray | None = None, **options: Any) -> Picture:
+    """A picture of a session's current state.
+
+    Parameters
+    ----------
+    what: "map" (slices and projections of all classes), "resolution" (spectra of class `k`, with the FSC to a `truth`
+        `(N, N, N)` laid onto the map), "orientations" or "convergence".
+    options: of the figure, such as `at` and `sigma` of the map; see :mod:`vdamkit.notebook.figures`.
+    """
+    from vdamkit.compare import align
+    from vdamkit.notebook import figures
+    from vdamkit.notebook.marks import marks_of
+    from vdamkit.notebook.orientation_figure import orientation_figure
+    from vdamkit.vdam.schedule import current_radius
+
+    state, settings, px = session.state, session.settings, session.pixel_size
+    if what == "map":
+        figure = figures.map_figure(
+            session.maps, px, populations=state.class_probability, mask_radius=settings.mask_diameter / 2,
+            **{"heading": f"after mini-batch {state.iteration}"} | options,
+        )  # fmt: skip
+    elif what == "resolution":
+        radius = current_radius(state.resolution_shell, settings, session.particles.box)
+        curves = {}
+        if truth is not None:
+            curves["with the truth"] = align(session.maps[k], truth, px, radius=settings.mask_diameter / 2).fsc
+        figure = figures.resolution_figure(state, px, radius=radius, k=k, curves=curves, **options)
+    elif what == "orientations":
+        widths = (settings.rot_prior_width, settings.tilt_prior_width, settings.psi_prior_width)
+        priors = session.particles.angle_priors
+        figure = orientation_figure(state.poses.angles, state.poses.class_number, priors, widths, **options)
+    elif what == "convergence":
+        marks = marks_of(session._history.line())
+        figure = figures.convergence_figure(session.reports(), marks, final_T=settings.T, **options)
+    else:
+        raise SettingsError(f"there is no picture {what!r}; there are {', '.join(PICTURES)}")
+    return Picture(figures.png(figure))
+
+
+def compare(a: Any, b: Any, names: tuple[str, str] = ("first", "second")) -> Picture:
+    """The maps of two sessions side by side, their difference on the same grey scale, and their FSC."""
+    from vdamkit.notebook import figures
+
+    mask_radius = a.settings.mask_diameter / 2
+    maps = (a.map.astype(np.float64), b.map.astype(np.float64))
+    return Picture(figures.png(figures.compare_figure(*maps, a.pixel_size, names, mask_radius=mask_radius)))
 
 
 def open_panel(session: Any, truth: Any) -> Any:

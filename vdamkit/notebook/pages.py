@@ -11,9 +11,9 @@ import ipywidgets as widgets
 import numpy as np
 
 from vdamkit.compare import Match, align, resample
-from vdamkit.history import Node
 from vdamkit.io.mrc import read_map
-from vdamkit.notebook.figures import Mark, compare_figure, convergence_figure, map_figure, png, resolution_figure
+from vdamkit.notebook.figures import compare_figure, convergence_figure, map_figure, png, resolution_figure
+from vdamkit.notebook.marks import marks_of
 from vdamkit.notebook.orientation_figure import orientation_figure
 from vdamkit.state import State
 from vdamkit.vdam.schedule import current_radius
@@ -174,17 +174,6 @@ def convergence_page(session: Any) -> Page:
         return lambda: png(convergence_figure(reports, marks, final_T=T))
 
     return _page("Convergence", [], image, draw)
-
-
-def marks_of(line: list[Node]) -> list[Mark]:
-    """Where a person changed something: the note of a node speaks of what the next mini-batch used."""
-    skip = ("start", "resumed", "all particles scored")
-    out = []
-    for node in line:
-        words = [part for part in node.note.split("; ") if part and not part.startswith(skip)]
-        if words:
-            out.append(Mark(node.iteration + 1, "; ".join(words)))
-    return out
 
 
 def compare_picture(a: State, b: State, pixel_size: float, names: tuple[str, str], mask_diameter: float) -> bytes:

@@ -22,7 +22,8 @@ from vdamkit.notebook.pages import Page, Truth, all_pages, compare_picture
 from vdamkit.notebook.painter import Painter
 from vdamkit.notebook.panel_layout import GHOST_WIDTH, Face
 from vdamkit.progress import clock
-from vdamkit.session import Session, check_mask
+from vdamkit.session import Session
+from vdamkit.settings import check_mask
 from vdamkit.verdict import upside_down_share
 
 GHOST = 0.1  # share of particles against the rest from which the panel speaks of an upside-down ghost
@@ -293,6 +294,22 @@ class Panel:
                 page.show(data)
 
         self.painter.ask(page.name, page.draw(), deliver, at_once=at_once)
+
+    async def run(self, n: int | None = None) -> None:
+        """Run `n` mini-batches (by default to the end of the schedule) and wait for them, while panel and kernel stay alive.
+
+        ``await panel.run(20)`` in a cell. Ends early where a person stops the run. An error stays in the panel.
+        """
+        left = max(0, self.session.settings.mini_batches - self.session.iteration)
+        await self._until_idle()
+        self.controller.run(left if n is None else n)
+        await self._until_idle()
+
+    async def _until_idle(self) -> None:
+        import asyncio
+
+        while self.controller.status != "idle":
+            await asyncio.sleep(0.05)
 
     def close(self) -> None:
         """Stop what runs and take everything away: threads, callbacks, timers, widgets."""
