@@ -22,8 +22,9 @@ from vdamkit.vdam import schedule
 from vdamkit.vdam.posterior import CHUNK_BYTES
 from vdamkit.vdam.search import KEPT_BYTES, plan_levels
 
-TYPICAL_ROWS, TYPICAL_SHIFTS = 40, 16  # coarse samples of a particle that are refined, as a rule
+TYPICAL_ROWS, TYPICAL_SHIFTS = 12, 8  # coarse samples of a particle that are refined, as a rule
 M_STEP = 2.0  # work of the M-step over that of the last level
+EFFICIENCY = 0.65  # of the matrix products' rate that a mini-batch reaches as a whole
 GIB = 2**30
 
 
@@ -102,7 +103,7 @@ def check_job(particles: ParticleSet, settings, *, measure: bool = True) -> JobC
         pixel_size=particles.pixel_size, optics_groups=len(particles.optics),
         tomograms=len(set(particles.tomogram_names)), tilts=tilts, mini_batches=settings.mini_batches,
         batch_sizes=tuple(sizes), memory=memory, kept=kept, flops=flops, flops_per_second=speed,
-        seconds_per_mini_batch=flops / speed,
+        seconds_per_mini_batch=flops / (EFFICIENCY * speed),
         problems=tuple(text for text, w in zip(sentences, is_warning, strict=True) if not w),
         warnings=tuple(warnings + _setting_warnings(particles, settings)),
         hints=tuple(_hints(particles, settings, kept, backend)),

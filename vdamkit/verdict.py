@@ -15,6 +15,11 @@ from vdamkit.vdam.schedule import current_radius
 from vdamkit.vdam.start import Particles
 
 
+LATEST = 5  # mini-batches that are looked at
+SETTLED = 1.5  # grid steps that a particle with a settled pose turns by; the perturbed grid alone makes it about 0.8
+CERTAIN = 0.25  # mean Pmax below which the map does not tell orientations apart
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The judgement on a run; ``print(verdict)`` is meant for people."""
@@ -84,8 +89,13 @@ def _agreement(session, figures: dict, said: list, advice: list) -> bool:
 
 
 def _convergence(session, figures: dict, said: list, advice: list) -> bool:
-    reports = session.reports()[-10:]
-    if len(reports) < 5:
+    """Have orientations settled, and does the map tell them apart?
+
+    Two failed runs may well agree: both end with the average of the particle over all orientations. What gives them away is
+    that no pose is much better than the others.
+    """
+    reports = session.reports()[-LATEST:]
+    if len(reports) < LATEST:
         said.append(f"Only {len(reports)} mini-batch(es) on record here; too few to judge convergence.")
         return session.iteration >= session.settings.mini_batches
     figures["angle_change"] = float(np.nanmedian([r.angle_change for r in reports]))
@@ -95,10 +105,16 @@ def _convergence(session, figures: dict, said: list, advice: list) -> bool:
         f"Over the last {len(reports)} mini-batches a particle turned by {figures['angle_change']:.1f}° (median; the grid's "
         f"step is {step:g}°) and its best pose held {100 * figures['pmax']:.0f} % of the posterior."
     )
-    settled = not figures["angle_change"] > 2.5 * step
+    settled = not figures["angle_change"] > SETTLED * step
     if not settled:
-        advice.append("more mini-batches: orientations still change by more than the grid's step")
-    return settled
+        advice.append(
+            "more mini-batches: orientations still change by more than the grid's step (or the particle has a symmetry that is "
+            "not imposed)"
+        )
+    if figures["pmax"] < CERTAIN:
+        said.append("The map cannot tell orientations apart: it may be the average of the particle over all of them.")
+        advice.append("a prior on tilt and psi if the picker knows the surface, a smaller mask, or another seed")
+    return settled and figures["pmax"] >= CERTAIN
 
 
 def _detail(session, figures: dict, said: list, advice: list) -> bool:

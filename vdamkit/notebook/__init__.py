@@ -79,6 +79,13 @@ def compare(a: Any, b: Any, names: tuple[str, str] = ("first", "second")) -> Pic
     return Picture(figures.png(figures.compare_figure(*maps, a.pixel_size, names, mask_radius=mask_radius)))
 
 
+def gallery(maps: dict[str, np.ndarray], pixel_size: float, **options: Any) -> Picture:
+    """Several maps in a row, with FSC `curves` below; see :func:`vdamkit.notebook.figures.gallery_figure`."""
+    from vdamkit.notebook import figures
+
+    return Picture(figures.png(figures.gallery_figure(maps, pixel_size, **options)))
+
+
 def open_panel(session: Any, truth: Any) -> Any:
     """The panel of a session; see :meth:`vdamkit.Session.panel`."""
     try:

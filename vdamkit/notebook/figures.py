@@ -160,6 +160,42 @@ def compare_figure(
     return figure
 
 
+@styled
+def gallery_figure(
+    maps: Mapping[str, np.ndarray],
+    pixel_size: float,
+    *,
+    curves: Mapping[str, np.ndarray] | None = None,
+    radius: float | None = None,
+) -> Any:
+    """Several maps `(N, N, N)` by name: a column each with the xy and xz slices; below, FSC curves by name if given.
+
+    Every map has its own grey scale. radius: Å, of a dashed circle.
+    """
+    n = len(maps)
+    figure = new_figure(max(8.4, 1.9 * n), 4.2 + (2.6 if curves else 0))
+    parts = np.atleast_1d(figure.subfigures(2 if curves else 1, 1, height_ratios=[4.2, 2.6] if curves else [1]))
+    axes = parts[0].subplots(2, n, squeeze=False)
+    for column, (name, volume) in enumerate(maps.items()):
+        low, high = window([volume])
+        middle = len(volume) // 2
+        for row, (image, (plane, right, up)) in enumerate(zip((volume[middle], volume[:, middle]), AXES[:2], strict=True)):
+            axis = axes[row, column]
+            axis.imshow(image, cmap="gray_r", vmin=low, vmax=high, origin="lower", interpolation="bicubic")
+            _frame(axis, name if row == 0 else f"slice {plane}", right, up)
+            if row == 0:
+                axis.title.set(fontsize=9, color="black")
+            if radius:
+                circle(axis, middle, radius / pixel_size)
+        if column == 0:
+            scale_bar(axes[0, 0], len(volume), pixel_size)
+    if curves:
+        axis = parts[1].subplots()
+        _fsc_axes(axis, curves, len(next(iter(maps.values()))), pixel_size)
+        resolution_axis(axis, pixel_size)
+    return figure
+
+
 def _match(a: np.ndarray, b: np.ndarray) -> float:
     """Factor that brings the grey values of b nearest to those of a."""
     power = float((b * b).sum())

@@ -75,6 +75,11 @@ class Painter:
                 self._rest_until = time.monotonic() + (time.monotonic() - began) * (1 / SHARE - 1)
             self._loop.call(lambda deliver=deliver, picture=picture: deliver(picture))
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is being drawn or waits to be."""
+        return self._thread is not None
+
     def wait(self, seconds: float = 20.0) -> bool:
         """Until nothing is being drawn any more; for tests and scripts."""
         end = time.monotonic() + seconds
