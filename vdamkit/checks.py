@@ -143,7 +143,7 @@ def expected_flops(particles: ParticleSet, settings, batch: int) -> float:
     rows = _admitted(particles, settings, levels[0].grid.order) * settings.classes
     shifts = len(shift_grid(settings.offset_range, settings.offset_step)) * (8 if levels[0].fine_shifts else 1)
     total = 8.0 * rows * shifts * len(half_ball(levels[0].radius))
-    last = min(rows, TYPICAL_ROWS) * 8 * min(shifts, TYPICAL_SHIFTS) * 8
+    last = min(rows, TYPICAL_ROWS * settings.classes) * 8 * min(shifts, TYPICAL_SHIFTS) * 8
     for level in levels[1:]:
         total += 8.0 * last / (1 if level.fine_shifts else 8) * len(half_ball(level.radius))
     total += M_STEP * 8.0 * last * len(half_ball(radius))

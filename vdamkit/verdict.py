@@ -121,7 +121,8 @@ def _detail(session, figures: dict, said: list, advice: list) -> bool:
     resolution, diameter = figures.get("resolution", np.inf), session.settings.mask_diameter
     figures["detail"] = diameter / resolution
     if figures["detail"] >= 4:
-        said.append(f"The map resolves 1/{figures['detail']:.0f} of the mask's diameter: more than a blob.")
+        blob = "" if figures.get("pmax", 1.0) < CERTAIN else ": more than a blob"
+        said.append(f"The map resolves 1/{figures['detail']:.0f} of the mask's diameter{blob}.")
         return True
     said.append(f"The map resolves only 1/{figures['detail']:.1f} of the mask's diameter: it may be a blob.")
     advice.append("another seed, a smaller mask, a larger T, or more particles")
@@ -134,8 +135,9 @@ def _visits(session, figures: dict, said: list, advice: list) -> bool:
     bad = len(session.state.bad_particles)
     if bad:
         said.append(f"{bad} of {len(seen)} particles were left out because their files cannot be used.")
-    if not seen.all():
-        said.append(f"{(~seen).sum()} of {len(seen)} particles were never drawn.")
+    never = int((~seen).sum()) - sum(not seen[i] for i in session.state.bad_particles)
+    if never:
+        said.append(f"{never} of {len(seen)} particles were never drawn.")
         advice.append("score_all() (vdamkit run --score-all) gives every particle a pose against the final map")
     return True
 
