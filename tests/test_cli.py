@@ -244,3 +244,38 @@ def test_the_demo_ends_with_a_picture(tiny, tmp_path):
     assert result.map.exists() and result.aligned_map.exists()
     assert any("sphere of 100 Å: FSC 0.5 at" in line for line in said)
     assert str(result.picture) in said[-1]
+
+
+# tutorial ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tutorial_never_overwrites_what_a_person_changed(tmp_path):
+    code, out, _ = call("tutorial", tmp_path / "course", "--copy-only")
+    copied = sorted((tmp_path / "course").glob("*.ipynb"))
+    assert code == 0 and copied[0].name == "01_first_model.ipynb" and str(copied[0]) in out
+    copied[1].write_text("mine")
+    copied[2].unlink()
+    code, out, _ = call("tutorial", tmp_path / "course", "--copy-only")
+    assert code == 0 and f"kept your {copied[1]}" in out
+    assert copied[1].read_text() == "mine" and copied[2].exists()
+
+
+def test_the_tutorial_opens_jupyterlab_on_the_first_notebook(tmp_path, monkeypatch):
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    code, _, _ = call("tutorial", tmp_path / "course", "--no-browser", "--port", 8123, "--", "--allow-root")
+    assert code == 0
+    assert asked[0][1:4] == ["-m", "jupyter", "lab"] and asked[0][4].endswith("01_first_model.ipynb")
+    assert {"--no-browser", "--ServerApp.port=8123", "--allow-root"} <= set(asked[0])
+
+
+def test_a_tutorial_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call("tutorial", tmp_path / "file" / "course", "--copy-only")
+    assert code == 2 and "choose another folder" in err

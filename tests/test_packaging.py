@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def _conda_requirements() -> set[str]:
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     items = {line.strip()[2:] for line in text.splitlines() if re.match(r"\s+- ", line)}
-    return items - {"conda-forge", "pip", "pip:", "-e .", "python>=3.11"}
+    return items - {"conda-forge", "pip", "pip:", "-e .[notebook,viewer]", "python>=3.11"}
 
 
 def test_the_conda_environment_asks_for_what_pyproject_asks_for():

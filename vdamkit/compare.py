@@ -5,6 +5,9 @@ A map has no absolute orientation or origin, so both comparisons first take out 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,7 +160,7 @@ def align(
         poses = [(start.rotation, start.shift / pixel_size)]
     mask = soft_sphere(n, radius_px, edge=EDGE_PX)
     score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
-    refined = [score.refine(*pose, tolerance=2e-2)[1:] for pose in poses]
+    refined = _on_all_cores(lambda pose: score.refine(*pose, tolerance=2e-2)[1:], poses)
     last = min(n // 2, max(1, int(np.floor(n * pixel_size / mean_to + 1e-6))))
 
     def agreement(pose: tuple) -> float:
@@ -168,7 +171,7 @@ def align(
     curve = fsc(_turned(moving, *leading[-1]), reference, mask)
     band = int(np.clip(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, n // 6, n // 2 - 1))
     sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3)
-    leading += [sharp.refine(*pose, tolerance=5e-3)[1:] for pose in leading]
+    leading += _on_all_cores(lambda pose: sharp.refine(*pose, tolerance=5e-3)[1:], leading)
     best = max(leading, key=agreement)
     laid = moved(moving, *best)
     curve = fsc(laid, reference, mask)
@@ -177,6 +180,12 @@ def align(
         laid.astype(np.float32), best[0], best[1] * pixel_size, correlation, curve,
         resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror,
     )  # fmt: skip
+
+
+def _on_all_cores(function: Callable, items: Iterable) -> list:
+    """`function` of every item, in order; the libraries it calls let other threads work meanwhile."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, items))
 
 
 def _check(moving: np.ndarray, reference: np.ndarray) -> None:
@@ -254,10 +263,9 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
     turns = orientation_grid(COARSE_ORDER).rotations(17.0 * (seed + 1) % 15.0)
     grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
     inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
-    scores, places = np.empty(len(turns)), np.empty(len(turns), int)
     f = f.astype(np.float32)
-    for first in range(0, len(turns), BATCH):
-        part = turns[first : first + BATCH]
+
+    def search(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         points = np.swapaxes(part, 1, 2) @ grid[:, inside] + small // 2
         turned = np.zeros((len(part), small**3), np.float32)
         turned[:, inside] = map_coordinates(f, points[:, ::-1].swapaxes(0, 1), order=1)
@@ -267,8 +275,10 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
         variance = squares - sums**2 / mask.sum()
         floor = 1e-3 * variance.max(axes, keepdims=True)
         value = np.where(allowed, top / np.sqrt(np.maximum(variance, floor)), -np.inf).reshape(len(part), -1)
-        places[first : first + len(part)] = value.argmax(1)
-        scores[first : first + len(part)] = value.max(1)
+        return value.max(1), value.argmax(1)
+
+    found = _on_all_cores(search, [turns[i : i + BATCH] for i in range(0, len(turns), BATCH)])
+    scores, places = (np.concatenate(part) for part in zip(*found, strict=True))
     return _distinct(turns, scores, places, pad, px)
 
 

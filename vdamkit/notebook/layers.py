@@ -61,6 +61,7 @@ def map_layers(
             "scale": (pixel_size,) * 3,
             "translate": (-(n // 2) * pixel_size,) * 3,
             "rendering": "iso",
+            "blending": "translucent",  # the nearer surface hides the farther one; napari's default draws in layer order
             "iso_threshold": float(volume.mean() + sigma * volume.std()),
             "colormap": "gray" if len(maps) == 1 else _single_colour(k),
             "contrast_limits": _limits(volume),

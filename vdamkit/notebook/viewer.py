@@ -17,7 +17,7 @@ from vdamkit.notebook.static_view import static_figure
 
 VIEWS = ("map", "tomogram")
 SHARE = 0.1  # of the time that redrawing may take
-SIZE = (760, 560)  # px, of the picture that napari leaves
+SIZE = (1150, 700)  # px, of the window; about two thirds of it are the canvas, whose picture is left in the cell
 
 
 class NapariScene:
