@@ -134,10 +134,10 @@ def _visits(session, figures: dict, said: list, advice: list) -> bool:
     figures["visited"] = float(seen.mean())
     bad = len(session.state.bad_particles)
     if bad:
-        said.append(f"{bad} of {len(seen)} particles were left out because their files cannot be used.")
+        said.append(f"Left out because their files cannot be used: {bad} of {len(seen)} particles.")
     never = int((~seen).sum()) - sum(not seen[i] for i in session.state.bad_particles)
     if never:
-        said.append(f"{never} of {len(seen)} particles were never drawn.")
+        said.append(f"Never drawn: {never} of {len(seen)} particles.")
         advice.append("score_all() (vdamkit run --score-all) gives every particle a pose against the final map")
     return True
 

@@ -136,11 +136,11 @@ class Notebook:
         page = self.page
         page.click(".lm-MenuBar-itemLabel:text-is('Run')")
         page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-        prompts = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'), e => e.innerText)"
+        prompts = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'), e => e.textContent)"
         page.wait_for_function(f"{prompts}.some(t => t.includes('*'))", timeout=30_000)
         failed = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
         page.wait_for_function(f"{failed} || !{prompts}.some(t => t.includes('*'))", timeout=timeout * 1000)
-        problem = page.evaluate(f"(e => e ? e.innerText : '')({failed})")
+        problem = page.evaluate(f"(e => e ? e.textContent : '')({failed})")
         assert not problem, problem
 
     def text(self, selector: str, nth: int = 0) -> str:

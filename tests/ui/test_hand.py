@@ -26,7 +26,7 @@ from vdamkit.notebook.viewer import NapariScene
 assert find_display().kind == "napari", find_display()
 scene = NapariScene("hand")
 scene.draw(hand_layers())
-scene.viewer.camera.angles = (0.0, 0.0, 0.0)
+scene.camera.angles = (0.0, 0.0, 0.0)
 open({out!r}, "wb").write(scene.picture())
 scene.close()
 """

@@ -18,6 +18,7 @@ from vdamkit.notebook.static_view import static_figure
 VIEWS = ("map", "tomogram")
 SHARE = 0.1  # of the time that redrawing may take
 SIZE = (1150, 700)  # px, of the window; about two thirds of it are the canvas, whose picture is left in the cell
+CLOSER = 1.25  # than napari places its camera: a particle does not fill its box
 
 
 class NapariScene:
@@ -31,7 +32,7 @@ class NapariScene:
         self.viewer = napari.Viewer(title=title, ndisplay=3, show=True)
         self.viewer.theme = "light"
         # x to the right, y up, z towards the viewer: a right hand (napari's own default is a left one for xyz)
-        self.viewer.camera.orientation = ("towards", "up", "right")
+        self.camera.orientation = ("towards", "up", "right")
         self.viewer.window.resize(*SIZE)
         self._framed = False
 
@@ -55,8 +56,14 @@ class NapariScene:
                 getattr(self.viewer, f"add_{kind}")(data, **options | {"visible": shown})
         if not self._framed:
             self.viewer.reset_view()
-            self.viewer.camera.angles = (15.0, -20.0, 0.0)
+            self.camera.angles = (15.0, -20.0, 0.0)
+            self.camera.zoom *= CLOSER
             self._framed = True
+
+    @property
+    def camera(self) -> Any:
+        """napari's camera, which moved to the viewer's scene in 0.9."""
+        return getattr(self.viewer, "scene", self.viewer).camera
 
     def picture(self) -> bytes:
         """What the canvas shows, as PNG."""
