@@ -14,7 +14,6 @@ from vdamkit.state import State
 from vdamkit.vdam.schedule import current_radius
 from vdamkit.vdam.start import Particles
 
-
 LATEST = 5  # mini-batches that are looked at
 SETTLED = 1.5  # grid steps that a particle with a settled pose turns by; the perturbed grid alone makes it about 0.8
 CERTAIN = 0.25  # mean Pmax below which the map does not tell orientations apart

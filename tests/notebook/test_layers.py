@@ -165,7 +165,7 @@ def test_napari_reads_what_the_session_writes(two_steps, tmp_path):
     for data, _, kind in wanted:
         found = [item for item, options, k in read if k == kind and name in options["name"]]
         assert any(item.shape == data.shape and np.allclose(item, data, atol=0.02) for item in found), kind
-    (data, options, kind), = read_mrc(tmp_path / "job" / "initial_model.mrc")
+    ((data, options, kind),) = read_mrc(tmp_path / "job" / "initial_model.mrc")
     np.testing.assert_allclose(data, two_steps.map, rtol=1e-5, atol=1e-6 * np.abs(two_steps.map).max())
     assert kind == "image" and options["scale"] == pytest.approx((16.0,) * 3)
 

@@ -52,12 +52,11 @@ class Lab:
         environment.pop("MPLBACKEND", None)
         command = [
             sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--ServerApp.port={self.port}",
-            "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={self.folder}",
+            "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--ServerApp.password=",
+            f"--ServerApp.root_dir={self.folder}",
         ]  # fmt: skip
         self._log = (self.folder / "lab.log").open("w")
-        self._server = subprocess.Popen(
-            command, cwd=self.folder, env=environment, stdout=self._log, stderr=subprocess.STDOUT
-        )
+        self._server = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=self._log, stderr=subprocess.STDOUT)
         end = time.monotonic() + 60
         while True:
             try:

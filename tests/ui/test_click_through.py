@@ -136,6 +136,22 @@ def save(notebook, kernel, folder):
     assert {"initial_model.mrc", "run_optimisation_set.star", f"run_it{iteration:03d}_data.star"} <= written, written
 
 
+def close_while_running(notebook, kernel):
+    """Nothing of the panel or its branch stays behind."""
+    ours = "[t.name for t in __import__('threading').enumerate() if t.name in ('vdamkit session', 'vdamkit painter')]"
+    set_number(notebook, ".vk-to-go", 30, nth=1)
+    notebook.page.locator(".vk-run").nth(1).click()
+    notebook.wait_text(".vk-status", "running", nth=1)
+    assert kernel.ask(ours)
+    kernel.ask("panel.close()")
+    end = time.monotonic() + 20
+    while kernel.ask(ours):
+        assert time.monotonic() < end, f"still there: {kernel.ask(ours)}"
+        time.sleep(0.2)
+    assert kernel.ask("job.followers") == []
+    notebook.page.locator(".vk-widget").first.wait_for(state="detached")
+
+
 def test_the_first_notebook_clicked_through(opened, tmp_path):
     notebook, kernel = opened
     assert kernel.ask("verdict.good and bool(match.mean_fsc > 0.85) and job.iteration == 100")
@@ -150,7 +166,4 @@ def test_the_first_notebook_clicked_through(opened, tmp_path):
     undo_and_redo(notebook, kernel)
     branch_and_compare(notebook, kernel)
     save(notebook, kernel, tmp_path / "job011")
-    threads = "[t.name for t in __import__('threading').enumerate() if t.name in ('vdamkit session', 'vdamkit painter')]"
-    assert kernel.ask(threads)
-    kernel.ask("panel.close()")
-    assert kernel.ask(threads) == [] and kernel.ask("job.followers") == []
+    close_while_running(notebook, kernel)

@@ -18,7 +18,7 @@ assert find_display().kind == "napari", find_display()
 import napari
 viewer = napari.Viewer(show=True)
 for path in sys.argv[1:]:
-    viewer.open(path)  # without naming a plugin: the manifest decides
+    viewer.open(path, plugin=None)  # as the command line does: the manifest decides
 print(json.dumps([[layer.name, type(layer).__name__, list(map(float, layer.extent.world.mean(0)))] for layer in viewer.layers]))
 viewer.close()
 """

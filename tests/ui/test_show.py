@@ -21,7 +21,8 @@ needs_xvfb = pytest.mark.skipif(shutil.which("Xvfb") is None, reason="Xvfb is no
 
 JOB = """
 import vdamkit as vk
-job = vk.Session({star!r}, vk.Settings(symmetry="C6", tilt_prior_width=10.0, classes=2, mini_batches=4, mask_diameter=230.0, threads=2))
+settings = vk.Settings(symmetry="C6", tilt_prior_width=10.0, classes=2, mini_batches=4, mask_diameter=230.0, threads=2)
+job = vk.Session({star!r}, settings)
 job.run(2)
 """
 NO_QT = "import sys; sys.modules.update(napari=None, qtpy=None, PySide6=None)\n"

@@ -18,7 +18,7 @@ from vdamkit.notebook.static_view import static_figure
 VIEWS = ("map", "tomogram")
 SHARE = 0.1  # of the time that redrawing may take
 SIZE = (1150, 700)  # px, of the window; about two thirds of it are the canvas, whose picture is left in the cell
-CLOSER = 1.25  # than napari places its camera: a particle does not fill its box
+CLOSER = 1.25  # than napari places its camera on a map: a particle does not fill its box
 
 
 class NapariScene:
@@ -57,7 +57,7 @@ class NapariScene:
         if not self._framed:
             self.viewer.reset_view()
             self.camera.angles = (15.0, -20.0, 0.0)
-            self.camera.zoom *= CLOSER
+            self.camera.zoom *= CLOSER if all(kind == "image" for _, _, kind in layers) else 1.0
             self._framed = True
 
     @property
