@@ -39,7 +39,8 @@ def call(*arguments):
 
 def process(*arguments, **options):
     """The command line as a process of its own, not yet awaited."""
-    code = "from vdamkit.cli import main; main()"
+    # where the tests run in a shell's background, children would ignore interrupts
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from vdamkit.cli import main; main()"
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
