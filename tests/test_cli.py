@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from vdamkit import __version__
-from vdamkit.cli import cli
+from vdamkit.cli import COMMANDS, cli
 from vdamkit.cli_data import HELP
 from vdamkit.cli_options import FLAGS
 from vdamkit.io.checkpoint import load_checkpoint
@@ -64,7 +64,7 @@ def test_every_setting_has_its_flag_and_no_two_share_one():
     assert set(HELP) == {field.name for field in fields(SimulationSettings)}
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("resume",), ("check",), ("simulate",), ("demo",)])
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help_of_every_command(command):
     code, out, _ = call(*command, "--help")
     assert code == 0

@@ -1,4 +1,4 @@
-"""The command line: ``vdamkit run``, ``resume``, ``check``, ``simulate``, ``demo``, ``tutorial``.
+"""The command line: ``vdamkit run``, ``resume``, ``check``, ``align-symmetry``, ``simulate``, ``demo``, ``tutorial``.
 
 Only the list of commands lives here; a command's own module is loaded when it is asked for, so that
 ``vdamkit --help`` answers at once. Every mistake of the user ends in one sentence on stderr and exit code 2.
@@ -20,6 +20,7 @@ COMMANDS = {
     "run": ("vdamkit.cli_jobs", "Make an initial model from an optimisation set or a particle file."),
     "resume": ("vdamkit.cli_jobs", "Go on with a run that was stopped or killed."),
     "check": ("vdamkit.cli_jobs", "Read headers only: what was found, memory, time, every problem at once."),
+    "align-symmetry": ("vdamkit.cli_symmetry", "Find the axes of a point group in a map made in C1, and turn it onto them."),
     "simulate": ("vdamkit.cli_data", "Make virtual tilt series with known poses and extract the particles."),
     "demo": ("vdamkit.cli_data", "The whole job on the data that comes with vdamkit, with a picture at the end."),
     "tutorial": ("vdamkit.cli_data", "Copy the tutorial notebooks to a folder and open JupyterLab on the first."),
@@ -40,7 +41,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        return getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return getattr(import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -46,8 +46,10 @@ def particle_posterior(state: State, settings, particles: Particles, backend: Ba
     Raises
     ------
     InputError
-        where the particle's files cannot be used.
+        where there is no such particle, or its files cannot be used.
     """
+    if not 0 <= particle < len(particles):
+        raise InputError(f"there is no particle {particle}; the set has 0 to {len(particles) - 1}")
     index = np.array([particle])
     with backend.limits():
         search, radius = _search(state, settings, particles, backend, index)

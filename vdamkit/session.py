@@ -12,7 +12,7 @@ import pandas as pd
 
 from vdamkit.backend import get_backend
 from vdamkit.control import Control
-from vdamkit.errors import InputError, SettingsError
+from vdamkit.errors import SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.settings import Settings, check_mask
@@ -24,11 +24,11 @@ from vdamkit.vdam.visit import no_tick
 
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
-    from vdamkit.compare import Match
     from vdamkit.notebook import Picture
     from vdamkit.notebook.panel import Panel
     from vdamkit.notebook.viewer import View
     from vdamkit.scoring import ParticlePosterior
+    from vdamkit.symmetry import SymmetryMatch
     from vdamkit.verdict import Verdict
 
 
@@ -205,8 +205,8 @@ class Session:
     def change(self, **options: Any) -> Settings:
         """Use other options from the next mini-batch on; checked now, recorded in the history.
 
-        Changing the symmetry C1 → Cn in mid-run takes the axes as they are. Raises SettingsError and changes nothing
-        where an option is wrong.
+        Another symmetry takes the axes as they are (:meth:`apply_symmetry` finds them first). Raises SettingsError and
+        changes nothing where an option is wrong.
         """
         new = self._pending.replace(**options)
         check_mask(new, self.particles)
@@ -222,9 +222,9 @@ class Session:
             if (new.device, new.threads) != (old.device, old.threads):
                 self._backend = get_backend(new.device, new.threads)
             self._source = self._source.with_settings(new, self._backend)
-        words = ", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in options if getattr(old, k) != getattr(new, k))
-        if self._history and words:
-            self._history.remark(words)
+        changed = [k for k in options if getattr(old, k) != getattr(new, k)]
+        if self._history and changed:
+            self._history.remark(", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in changed))
         return new
 
     def undo(self, n: int = 1) -> int:
@@ -270,8 +270,6 @@ class Session:
         """One particle's posterior against the current map: see :func:`vdamkit.scoring.particle_posterior`."""
         from vdamkit.scoring import particle_posterior
 
-        if not 0 <= particle < len(self.particles):
-            raise InputError(f"there is no particle {particle}; the set has 0 to {len(self.particles) - 1}")
         return particle_posterior(self.state, self._pending, self._source, self._backend, particle)
 
     def score_all(self, tick: Callable[[str, float], None] = no_tick) -> pd.DataFrame:
@@ -292,11 +290,20 @@ class Session:
 
         return judge(self, other)
 
-    def align_to(self, reference: np.ndarray) -> Match:
-        """The current map, rotated and shifted onto a reference map: see :func:`vdamkit.compare.align`."""
-        from vdamkit.compare import align
+    def align_symmetry(self, group: str | None = None) -> list[SymmetryMatch]:
+        """Where a point group's axes (default: the settings') lie in the current maps, a match per class; changes nothing."""
+        from vdamkit.symmetry.of_session import matches_of
 
-        return align(self.map, reference, self.pixel_size)
+        return matches_of(self, group)
+
+    def apply_symmetry(self, group: str | None = None) -> list[SymmetryMatch]:
+        """Turn maps, moments and poses onto a point group's axes and symmetrise; the group is in force from then on.
+
+        A node of the history: undo gives the unsymmetrised state back. See :func:`vdamkit.symmetry.find_symmetry`.
+        """
+        from vdamkit.symmetry.of_session import apply
+
+        return apply(self, group)
 
     # to see and touch -----------------------------------------------------------------------------------------------
 
@@ -362,12 +369,12 @@ class Session:
             self._write()
 
     def _tick(self, stage: str, fraction: float) -> None:
-        def tell(what: str) -> None:
-            for listener in list(self.listeners):
-                listener(what, fraction)
+        self._say(stage, fraction)
+        self._control.check(lambda: self._say("paused", fraction))
 
-        tell(stage)
-        self._control.check(lambda: tell("paused"))
+    def _say(self, stage: str, fraction: float) -> None:
+        for listener in list(self.listeners):
+            listener(stage, fraction)
 
     def _arrive(self) -> int:
         """Take over the settings of the node that is current now."""

@@ -48,7 +48,8 @@ class Settings:
     symmetry: str = _option("C1", "--sym", "Point group: C1, C2, ... Cn, D1, ... Dn, T, O, I (= I2), I1 ... I4.",
                             group="optimisation")  # fmt: skip
     run_in_c1: bool = _option(False, "(GUI) Run in C1 and apply symmetry later?",
-                              "Compute in C1 and only record the symmetry.", group="optimisation")  # fmt: skip
+                              "Compute in C1; at the end the axes are found and the final model is symmetrised.",
+                              group="optimisation")  # fmt: skip
     tilt_prior_width: float | None = _option(None, "--sigma_tilt", "Width (degrees) of the prior on the tilt angle; "
                                              "None leaves it free.", group="optimisation")  # fmt: skip
     psi_prior_width: float | None = _option(None, "--sigma_psi", "Width (degrees) of the prior on psi. With picked surface "

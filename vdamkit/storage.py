@@ -43,20 +43,24 @@ def after_step(session) -> None:
     settings, iteration = session.settings, session.iteration
     checkpoint(session, folder)
     if iteration % settings.write_every == 0 or iteration == settings.mini_batches:
-        write_relion_files(
-            folder, session.state, settings, session.particles, command=command_line(),
-            final=iteration >= settings.mini_batches,
-        )  # fmt: skip
+        _write_files(session, folder, final=iteration >= settings.mini_batches)
 
 
 def save(session, folder: Path, *, final: bool = True) -> list[Path]:
     """RELION's files (with `initial_model.mrc` and `run_optimisation_set.star` if `final`) and the checkpoint."""
     prepare_folder(folder)
-    written = write_relion_files(
-        folder, session.state, session.settings, session.particles, command=command_line(), final=final
-    )
+    written = _write_files(session, folder, final=final)
     checkpoint(session, folder)
     return [*written, folder / CHECKPOINT]
+
+
+def _write_files(session, folder: Path, *, final: bool) -> list[Path]:
+    from vdamkit.symmetry.of_session import final_state
+
+    model = final_state(session) if final else None
+    return write_relion_files(
+        folder, session.state, session.settings, session.particles, command=command_line(), final=final, model=model
+    )
 
 
 def checkpoint(session, folder: Path) -> None:

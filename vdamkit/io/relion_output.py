@@ -30,6 +30,7 @@ def write_relion_files(
     *,
     command: str = "",
     final: bool = False,
+    model: State | None = None,
 ) -> list[Path]:
     """Write ``run_itNNN_*`` of one mini-batch, in RELION's names, blocks, columns and units.
 
@@ -42,6 +43,8 @@ def write_relion_files(
     folder: an existing folder. state, settings: of the mini-batch. particles: those of the run.
     command: command line, kept as a comment in the optimiser file.
     final: also write ``run_optimisation_set.star`` and ``initial_model.mrc`` (the most populated class).
+    model: state of that map and of the particles that refer to it, where it is not `state`: a run in C1 whose symmetry was
+    applied. Its particles are in ``initial_model_data.star``, which ``run_optimisation_set.star`` then names.
 
     Returns
     -------
@@ -70,10 +73,15 @@ def write_relion_files(
     optimisation_set = {"": optimisation_set_block(names, particles)}
     star(names.star("optimisation_set"), optimisation_set)
     if final:
-        best = int(np.argmax(state.class_probability))
+        shown = state if model is None else model
+        best = int(np.argmax(shown.class_probability))
         path = names.folder / "initial_model.mrc"
-        write_mrc(path, state.maps[best] / state.grey_scale, particles.pixel_size)
+        write_mrc(path, shown.maps[best] / shown.grey_scale, particles.pixel_size)
         written.append(path)
+        if model is not None:
+            moved = names.folder / "initial_model_data.star"
+            star(moved, data_blocks(model, particles))
+            optimisation_set[""]["rlnTomoParticlesFile"] = moved.as_posix()
         star(names.folder / "run_optimisation_set.star", optimisation_set)
     return written
 

@@ -1,0 +1,180 @@
+"""What moves with a map: poses, moments; and the job that applies symmetry later."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy.spatial.transform import Rotation
+
+import vdamkit as vk
+from vdamkit.cli import cli
+from vdamkit.compare import align, moved
+from vdamkit.imaging.fsc import low_pass
+from vdamkit.imaging.halfball import fourier_to_map, map_to_fourier
+from vdamkit.imaging.masks import soft_sphere
+from vdamkit.io.mrc import read_map, write_mrc
+from vdamkit.io.star_tables import read_star
+from vdamkit.sampling.euler import euler_to_matrix, rotation_angle
+from vdamkit.sampling.point_groups import operators
+from vdamkit.simulate import simulate
+from vdamkit.symmetry import SymmetryMatch, moved_angles_and_offsets, moved_state
+from vdamkit.symmetry.apply import _turned_weights
+
+
+def a_match(group="C6", seed=0, size=20.0) -> SymmetryMatch:
+    rng = np.random.default_rng(seed)
+    rotation = Rotation.random(random_state=int(rng.integers(1000))).as_matrix()
+    return SymmetryMatch(group, rotation, rng.normal(size=3) * size, np.ones(17), 1.0, 10.0)
+
+
+def test_a_point_of_the_particle_stays_where_it_is_in_the_tomogram():
+    rng, match = np.random.default_rng(3), a_match()
+    angles, offsets = rng.uniform(-90, 90, (9, 3)), rng.normal(size=(9, 3)) * 10
+    new_angles, new_offsets = moved_angles_and_offsets(angles, offsets, match)
+    x = rng.normal(size=3) * 40
+    before = euler_to_matrix(angles) @ x - offsets
+    after = euler_to_matrix(new_angles) @ (match.rotation @ x + match.shift) - new_offsets
+    np.testing.assert_allclose(after, before, atol=1e-9)
+
+
+def test_weights_turn_as_the_power_of_a_map_does():
+    small = soft_sphere(32, 4.0, edge=3.0)  # a small particle has a smooth power spectrum
+    volume = low_pass(np.random.default_rng(0).normal(size=(32,) * 3), 7) * small
+    turn = Rotation.from_rotvec([0.4, -0.3, 0.9]).as_matrix()
+    expected = np.abs(map_to_fourier(moved(volume, turn, np.zeros(3)))) ** 2
+    found = _turned_weights(np.abs(map_to_fourier(volume)) ** 2, turn[None])
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.98
+    kept = _turned_weights(expected, np.eye(3)[None])
+    np.testing.assert_allclose(kept[..., :-1], expected[..., :-1], rtol=1e-6, atol=1e-6 * expected.max())
+
+
+@pytest.fixture(scope="module")
+def c1_job(tmp_path_factory):
+    """A hexamer's run in C1 with symmetry for later, a dozen mini-batches."""
+    folder = tmp_path_factory.mktemp("c1")
+    simulate(folder, particles=40, volumes=0, box=24, pixel_size=14.0, tilts=13, variance_ratio=1.0, seed=5)
+    settings = vk.Settings(
+        mini_batches=10, symmetry="C6", run_in_c1=True, tilt_prior_width=10.0, psi_prior_width=15.0, mask_diameter=230.0,
+        threads=2,
+    )  # fmt: skip
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", settings, output=folder / "job")
+    job.run()
+    return folder, job
+
+
+def agreement(session, truth, volume=None):
+    match = align(session.map if volume is None else volume, truth, session.pixel_size, radius=100)
+    return match.mean_fsc
+
+
+def test_symmetry_applied_is_a_node_and_the_run_goes_on(c1_job):
+    folder, first = c1_job
+    job, (truth, _) = first.branch(), read_map(folder / "true_map.mrc")
+    before = agreement(job, truth)
+    (match,) = job.apply_symmetry()
+    assert match.correlation > 0.4 and job.settings.symmetry == "C6" and not job.settings.run_in_c1
+    assert job.iteration == 10 and "symmetry applied" in job.history["note"].iloc[-1]
+    turn = Rotation.from_euler("z", 60, degrees=True).as_matrix()
+    scale = np.abs(job.map).max()
+    assert np.abs(moved(job.map, turn, np.zeros(3)) - job.map)[4:-4, 4:-4, 4:-4].max() < 0.05 * scale
+    after = agreement(job, truth)
+    assert after > before
+    job.step()  # moments, poses and map fit each other: the next mini-batch does not have to begin anew
+    assert agreement(job, truth) > after - 0.03 and job.report.pmax > 0.5 * first.report.pmax
+    job.undo(2)
+    np.testing.assert_array_equal(job.map, first.map)
+    assert job.settings.symmetry == "C6" and job.settings.run_in_c1
+
+
+def test_poses_found_in_c1_fit_the_moved_map(c1_job):
+    """Particles scored again against the moved map hardly move from where their moved poses are."""
+    _, first = c1_job
+    job = first.branch()
+    job.apply_symmetry("C6")
+    moved_poses = job.state.poses
+    job.score_all()
+    one, other = (euler_to_matrix(poses.angles) for poses in (job.state.poses, moved_poses))
+    turned = np.min([rotation_angle(one, other @ operator) for operator in operators("C6")], axis=0)
+    away = np.linalg.norm(job.state.poses.offsets - moved_poses.offsets, axis=1)
+    assert np.median(turned) < 12 and np.median(away) < 14  # the grid's step is 15°, and none of its shifts is 0
+
+
+def test_a_run_in_c1_ends_with_the_symmetric_model_and_its_particles(c1_job):
+    folder, job = c1_job
+    model, _ = read_map(folder / "job" / "initial_model.mrc")
+    raw, _ = read_map(folder / "job" / "run_it010_class001.mrc")
+    truth, _ = read_map(folder / "true_map.mrc")
+    assert agreement(job, truth, model) > agreement(job, truth, raw)
+    entries = read_star(folder / "job" / "run_optimisation_set.star")
+    names = str(next(iter(entries.values()))["rlnTomoParticlesFile"])
+    assert names.endswith("initial_model_data.star")
+    table = read_star(folder / "job" / "initial_model_data.star")["particles"]
+    old = read_star(folder / "job" / "run_it010_data.star")["particles"]
+    assert len(table) == len(old) and not np.allclose(table["rlnAngleRot"], old["rlnAngleRot"])
+
+
+def test_without_a_group_there_is_nothing_to_apply(c1_job):
+    job = c1_job[1].branch(symmetry="C1", run_in_c1=False)
+    with pytest.raises(vk.VdamkitError, match="C1"):
+        job.apply_symmetry()
+
+
+def test_every_class_moves_onto_its_own_axes_with_its_own_particles(c1_job):
+    job = c1_job[1]
+    state = job.state
+    two = state.replace(
+        maps=np.repeat(state.maps, 2, 0), moment1=np.repeat(state.moment1, 2, 0), moment2=np.repeat(state.moment2, 2, 0),
+        class_probability=np.array([0.5, 0.5]),
+        poses=state.poses.updated(np.arange(0, 40, 2), class_number=np.full(20, 2)),
+    )  # fmt: skip
+    matches = [a_match(seed=1), a_match(seed=2)]
+    new = moved_state(two, matches, job.pixel_size)
+    for k, match in enumerate(matches):
+        mine = two.poses.class_number == k + 1
+        angles, offsets = moved_angles_and_offsets(two.poses.angles[mine], two.poses.offsets[mine], match)
+        np.testing.assert_allclose(euler_to_matrix(new.poses.angles[mine]), euler_to_matrix(angles), atol=1e-6)
+        np.testing.assert_allclose(new.poses.offsets[mine], offsets)
+    assert np.abs(new.maps[0] - new.maps[1]).max() > 0.1 * np.abs(new.maps[0]).max()
+    gradient = fourier_to_map(new.moment1[0, 0])
+    assert np.isfinite(gradient).all() and np.isfinite(new.moment2).all() and (new.moment2 >= 0).all()
+
+
+# command line -------------------------------------------------------------------------------------------------------
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_turns_map_and_particles(c1_job, tmp_path):
+    folder, job = c1_job
+    data = folder / "job" / "run_it010_data.star"
+    code, out, err = call(
+        "align-symmetry", "--i", folder / "job" / "run_it010_class001.mrc", "--sym", "C6", "--apply", "--o",
+        tmp_path / "new" / "model.mrc", "--particles", data, "--radius", 115,
+    )  # fmt: skip
+    assert code == 0, err
+    assert "C6: the map agrees" in out and str(tmp_path / "new" / "model_data.star") in out
+    truth, _ = read_map(folder / "true_map.mrc")
+    model, pixel = read_map(tmp_path / "new" / "model.mrc")
+    assert pixel == pytest.approx(job.pixel_size) and agreement(job, truth, model) > agreement(job, truth)
+    assert list(read_star(tmp_path / "new" / "model_data.star")) == list(read_star(data))
+
+
+def test_mistakes_of_the_command_are_one_sentence(tmp_path):
+    write_mrc(tmp_path / "flat.mrc", np.zeros((8, 8, 8), np.float32), 1.0)
+    write_mrc(tmp_path / "map.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 1.0)
+    (tmp_path / "bare.star").write_text("data_particles\nloop_\n_rlnTomoName\nTS_01\n")
+    (tmp_path / "file").write_text("")
+    out = ("--o", tmp_path / "out.mrc")
+    for arguments, words in (
+        (("--i", tmp_path / "flat.mrc", "--sym", "C2", *out), "holds nothing"),
+        (("--i", tmp_path / "missing.mrc", "--sym", "C2", *out), "missing.mrc"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2x", *out), "not a point group"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--particles", tmp_path / "bare.star"), "rlnAngleRot"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", "--o", tmp_path / "file" / "out.mrc"), "choose another"),
+    ):
+        code, _, err = call("align-symmetry", *arguments)
+        assert code == 2 and words in err, (arguments, err)
+        assert len(err.strip().splitlines()) == 1

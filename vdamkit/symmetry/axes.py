@@ -1,0 +1,219 @@
+"""Where the axes of a point group may lie in a map: every axis on a grid is scored, then their arrangement.
+
+A map with an n-fold axis u through the point c equals its copy turned by 2π/n about u through c. A turn about the origin
+instead gives the same copy, shifted by (1 - h) c, with h the turn. So one cross-correlation scores an axis for all points at
+once, and no start can miss. Groups with several axes then need look-ups only: for every orientation of the group the scores
+of all its axes are added.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import healpix
+import numpy as np
+import scipy.fft
+from scipy.ndimage import map_coordinates
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
+from vdamkit.imaging.masks import soft_sphere
+from vdamkit.sampling.orientations import orientation_grid
+from vdamkit.sampling.point_groups import operators, parse_symmetry
+
+AXIS_SIDE = 16  # HEALPix nside of the grid of axes, 3.7 degrees apart
+GROUP_ORDER = 4  # HEALPix order of the grid of a group's orientations, 3.75 degrees
+BAND = 13  # shells at most that the search looks at
+SMALL_BOX = 2.3  # px of the search's box per shell
+TURNS = 2  # turns per axis that are scored, at least
+KEPT = 8  # arrangements that go on to be refined
+APART = 10.0  # degrees between them
+REACH = 0.2  # of the box, how far a centre's shift may reach
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A rotation axis of a point group: unit vector xyz in RELION's setting, and its fold."""
+
+    direction: tuple[float, float, float]
+    fold: int
+
+
+@lru_cache(maxsize=64)
+def axes_of(group: str) -> tuple[Axis, ...]:
+    """All rotation axes of a point group, each once, with the highest fold; none for C1."""
+    found: list[list] = []
+    for operator in operators(group)[1:]:
+        vector = Rotation.from_matrix(operator).as_rotvec()
+        vector /= np.linalg.norm(vector)
+        for item in found:
+            if abs(abs(item[0] @ vector) - 1) < 1e-6:
+                item[1] += 1
+                break
+        else:
+            found.append([vector, 2])
+    return tuple(Axis(tuple(vector.tolist()), fold) for vector, fold in found)
+
+
+def turns_of(fold: int) -> list[int]:
+    """Which multiples of 2π/fold are scored: the largest turns, as small ones hardly change a map, one of them primitive."""
+    half = list(range(fold // 2, 0, -1))
+    primitive = next(k for k in half if np.gcd(k, fold) == 1)
+    return sorted({primitive, *half[:TURNS]}, reverse=True)[: TURNS + 1]
+
+
+def weighted_shells(volume: np.ndarray, weight: np.ndarray, *, radius: float | None = None) -> np.ndarray:
+    """The map with its mean power per voxel of Fourier space made `weight` in every shell.
+
+    volume: `(N, N, N)` zyx. weight: `(N//2 + 1,)`. radius: px, of a soft sphere that is cut out first. float64.
+    """
+    n = volume.shape[0]
+    kept = volume if radius is None else (volume - volume.mean()) * soft_sphere(n, radius, edge=0.06 * n)
+    spectrum, grid = map_to_fourier(np.asarray(kept, np.float64)), fourier_grid(n)
+    power = grid.shell_means(np.abs(spectrum) ** 2, n)
+    return fourier_to_map(spectrum * grid.expand(np.sqrt(weight / np.maximum(power, 1e-12 * power.max()))))
+
+
+def equal_shells(n: int, band: int) -> np.ndarray:
+    """Weights `(n//2 + 1,)` with which the shells 1 … `band` count alike, so that correlations are means over shells."""
+    shells = np.arange(n // 2 + 1)
+    return np.where((shells >= 1) & (shells <= band), 1 / np.maximum(shells, 1.0) ** 2, 0)
+
+
+def shrunk(volume: np.ndarray, box: int) -> np.ndarray:
+    """The same map on a coarser grid over the same cube, `(box,) * 3`: cut out in Fourier space. Both sides even or odd."""
+    n = volume.shape[0]
+    spectrum = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(volume)))
+    cut = slice(n // 2 - box // 2, n // 2 - box // 2 + box)
+    return np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(spectrum[cut, cut, cut]))).real
+
+
+class TurnedCopies:
+    """Correlates a map with turned copies of itself, for all shifts at once, in a small box.
+
+    Parameters
+    ----------
+    volume: `(N, N, N)` zyx. radius: px, of the sphere that is looked at. band: shells.
+
+    Attributes: `map` (the small map), `mask` (its sphere), `px` (px of the given map per px of the small one).
+    """
+
+    def __init__(self, volume: np.ndarray, radius: float, band: int):
+        n = volume.shape[0]
+        small = min(n, 2 * int(np.ceil(SMALL_BOX * band / 2)))
+        self.px = n / small
+        small_map = shrunk(weighted_shells(volume, equal_shells(n, band), radius=radius), small)
+        self.map = (small_map / np.sqrt((small_map**2).sum())).astype(np.float32)
+        self.mask = soft_sphere(small, radius / self.px, edge=0.06 * small)
+        self._transform = scipy.fft.rfftn(self.map).conj()
+        grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
+        self._inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
+        self._points = grid[:, self._inside]
+        line = np.rint(np.fft.fftfreq(small) * small)
+        self._allowed = line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 <= (REACH * small) ** 2
+
+    def best(self, turn: np.ndarray) -> tuple[float, np.ndarray]:
+        """Correlation with the copy turned by `turn` (3, 3) at its best shift, and that shift (3,) xyz in px of the map."""
+        small = len(self.map)
+        turned = np.zeros(small**3, np.float32)
+        places = turn.T @ self._points + small // 2
+        turned[self._inside] = map_coordinates(self.map, places[::-1], order=1)
+        # Σ_x map(x) turned(x - t) for every t
+        product = scipy.fft.rfftn(turned.reshape(self.map.shape)).conj() * self._transform.conj()
+        value = np.where(self._allowed, scipy.fft.irfftn(product, self.map.shape), -np.inf)
+        place = np.unravel_index(int(value.argmax()), value.shape)
+        shift = np.array([p if p <= small // 2 else p - small for p in place[::-1]], np.float64)
+        return float(value[place] / np.sqrt((turned**2).sum())), shift * self.px
+
+
+@lru_cache(maxsize=1)
+def axis_grid() -> np.ndarray:
+    """Directions of one half of the sphere, `(m, 3)` xyz, 3.7 degrees apart."""
+    vectors = np.stack(healpix.pix2vec(AXIS_SIDE, np.arange(12 * AXIS_SIDE**2)), -1)
+    upper = (vectors[:, 2] > 1e-9) | ((np.abs(vectors[:, 2]) <= 1e-9) & (np.arctan2(vectors[:, 1], vectors[:, 0]) > 0))
+    return vectors[upper]
+
+
+def axis_scores(copies: TurnedCopies, folds: Iterable[int]) -> dict[int, np.ndarray]:
+    """How well an n-fold axis fits, for every direction of :func:`axis_grid`, `(m,)` per fold: mean correlation over turns."""
+    turns = {fold: [Fraction(k, fold) for k in turns_of(fold)] for fold in folds}
+    parts = sorted({part for several in turns.values() for part in several})  # a half turn serves 2, 4 and 6 alike
+
+    def score(direction: np.ndarray) -> list[float]:
+        return [copies.best(Rotation.from_rotvec(2 * np.pi * float(p) * direction).as_matrix())[0] for p in parts]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        table = np.array(list(pool.map(score, axis_grid())))
+    return {fold: table[:, [parts.index(part) for part in several]].mean(1) for fold, several in turns.items()}
+
+
+def arrangements(group: str, scores: dict[int, np.ndarray]) -> list[np.ndarray]:
+    """The best orientations of a group's axes, `(3, 3)` each, which turn RELION's setting into the map's frame.
+
+    scores: :func:`axis_scores` of every fold the group has.
+    """
+    group = parse_symmetry(group)
+    axes = axes_of(group)
+    if len(axes) == 1:
+        values, turns = scores[axes[0].fold], np.stack([_from_z(u) for u in axis_grid()])
+        return _best_apart(values, turns, lambda a, b: np.degrees(np.arccos(np.clip(abs(a[:, 2] @ b[:, 2]), 0, 1))))
+    tree = cKDTree(np.concatenate([axis_grid(), -axis_grid()]))
+    turns = orientation_grid(GROUP_ORDER, group).rotations()
+    total = np.zeros(len(turns))
+    for axis in axes:
+        value = scores[axis.fold] - scores[axis.fold].mean()
+        nearest = tree.query(turns @ np.array(axis.direction))[1] % len(value)
+        total += value[nearest]
+    mates = operators(group)
+
+    def apart(a: np.ndarray, b: np.ndarray) -> float:
+        trace = np.einsum("ij,gij->g", a.T @ b, np.swapaxes(mates, 1, 2)).max()
+        return float(np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1))))
+
+    return _best_apart(total, turns, apart)
+
+
+def _best_apart(values: np.ndarray, turns: np.ndarray, apart) -> list[np.ndarray]:
+    kept: list[np.ndarray] = []
+    for i in np.argsort(-values, kind="stable"):
+        if all(apart(turns[i], other) > APART for other in kept):
+            kept.append(turns[i])
+            if len(kept) == KEPT:
+                break
+    return kept
+
+
+def _from_z(direction: np.ndarray) -> np.ndarray:
+    """The smallest rotation that takes z to a direction."""
+    axis = np.cross([0.0, 0, 1], direction)
+    length = np.linalg.norm(axis)
+    if length < 1e-12:
+        return np.eye(3) if direction[2] > 0 else np.diag([1.0, -1, -1])
+    angle = np.arctan2(length, direction[2])
+    return Rotation.from_rotvec(angle * axis / length).as_matrix()
+
+
+def elements_for(group: str, limit: int = 8) -> np.ndarray:
+    """Some turns of a group that stand for all, `(m, 3, 3)`: per fold large turns about axes that are far apart."""
+    out: list[np.ndarray] = []
+    axes = sorted(axes_of(parse_symmetry(group)), key=lambda axis: -axis.fold)
+    by_fold: dict[int, list[Axis]] = {}
+    for axis in axes:
+        by_fold.setdefault(axis.fold, []).append(axis)
+    share = max(1, limit // max(1, len(by_fold)))
+    for fold, members in by_fold.items():
+        angles = turns_of(fold)
+        chosen = [members[0]]
+        while len(chosen) * len(angles) < share and len(chosen) < len(members):
+            others = [a for a in members if a not in chosen]
+            away = [max(abs(np.dot(a.direction, b.direction)) for b in chosen) for a in others]
+            chosen.append(others[int(np.argmin(away))])
+        for axis in chosen:
+            out += [Rotation.from_rotvec(2 * np.pi * k / fold * np.array(axis.direction)).as_matrix() for k in angles]
+    return np.stack(out)
