@@ -87,7 +87,7 @@ def _remove_old(folder: Path) -> None:
     """Remove the files of an earlier run, so that the two never mix."""
     from vdamkit.storage import CHECKPOINT
 
-    for pattern in (CHECKPOINT, "run_it[0-9][0-9][0-9]_*", "initial_model.mrc", "run_optimisation_set.star"):
+    for pattern in (CHECKPOINT, "run_it[0-9][0-9][0-9]_*", "initial_model*", "run_optimisation_set.star"):
         for path in folder.glob(pattern):
             path.unlink()
 
