@@ -79,7 +79,7 @@ def main() -> None:
             for kind in ("stacks2d", "volumes3d"):
                 for seed in range(options.seeds):
                     star, truth = Path(folder) / kind / "optimisation_set.star", Path(folder) / "model.mrc"
-                    run(f"c1 {kind}", star, truth, vk.Settings(seed=seed, mini_batches=30), (100,), 25, options.out)
+                    run(f"c1 {kind}", star, truth, vk.Settings(seed=seed, mini_batches=30), (100, 110), 25, options.out)
 
 
 if __name__ == "__main__":
