@@ -5,9 +5,6 @@ A map has no absolute orientation or origin, so both comparisons first take out 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +13,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
+from vdamkit.backend import get_backend
 from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
@@ -160,7 +158,7 @@ def align(
         poses = [(start.rotation, start.shift / pixel_size)]
     mask = soft_sphere(n, radius_px, edge=EDGE_PX)
     score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
-    refined = _on_all_cores(lambda pose: score.refine(*pose, tolerance=2e-2)[1:], poses)
+    refined = get_backend().map(lambda pose: score.refine(*pose, tolerance=2e-2)[1:], poses)
     last = min(n // 2, max(1, int(np.floor(n * pixel_size / mean_to + 1e-6))))
 
     def agreement(pose: tuple) -> float:
@@ -171,7 +169,7 @@ def align(
     curve = fsc(_turned(moving, *leading[-1]), reference, mask)
     band = int(np.clip(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, n // 6, n // 2 - 1))
     sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3)
-    leading += _on_all_cores(lambda pose: sharp.refine(*pose, tolerance=5e-3)[1:], leading)
+    leading += get_backend().map(lambda pose: sharp.refine(*pose, tolerance=5e-3)[1:], leading)
     best = max(leading, key=agreement)
     laid = moved(moving, *best)
     curve = fsc(laid, reference, mask)
@@ -180,12 +178,6 @@ def align(
         laid.astype(np.float32), best[0], best[1] * pixel_size, correlation, curve,
         resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror,
     )  # fmt: skip
-
-
-def _on_all_cores(function: Callable, items: Iterable) -> list:
-    """`function` of every item, in order; the libraries it calls let other threads work meanwhile."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
 
 
 def _check(moving: np.ndarray, reference: np.ndarray) -> None:
@@ -277,7 +269,7 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
         value = np.where(allowed, top / np.sqrt(np.maximum(variance, floor)), -np.inf).reshape(len(part), -1)
         return value.max(1), value.argmax(1)
 
-    found = _on_all_cores(search, [turns[i : i + BATCH] for i in range(0, len(turns), BATCH)])
+    found = get_backend().map(search, [turns[i : i + BATCH] for i in range(0, len(turns), BATCH)])
     scores, places = (np.concatenate(part) for part in zip(*found, strict=True))
     return _distinct(turns, scores, places, pad, px)
 

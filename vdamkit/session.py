@@ -140,7 +140,9 @@ class Session:
 
     def reports(self) -> list[StepReport]:
         """Reports of the current line, oldest first; after a resume also those of before (without timings)."""
-        return self._earlier + [node.report for node in self._history.line() if node.report is not None]
+        line = [node.report for node in self._history.line() if node.report is not None]
+        # a node without a mini-batch of its own, such as symmetry applied, bears the report before it
+        return self._earlier + [report for i, report in enumerate(line) if i == 0 or report is not line[i - 1]]
 
     # moving ---------------------------------------------------------------------------------------------------------
 

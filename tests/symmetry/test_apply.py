@@ -71,6 +71,7 @@ def test_symmetry_applied_is_a_node_and_the_run_goes_on(c1_job):
     job, (truth, _) = first.branch(), read_map(folder / "true_map.mrc")
     before = agreement(job, truth)
     (match,) = job.apply_symmetry()
+    assert [report.iteration for report in job.reports()] == list(range(1, 11)), "no mini-batch is told twice"
     assert match.correlation > 0.4 and job.settings.symmetry == "C6" and not job.settings.run_in_c1
     assert job.iteration == 10 and "symmetry applied" in job.history["note"].iloc[-1]
     turn = Rotation.from_euler("z", 60, degrees=True).as_matrix()

@@ -122,6 +122,7 @@ def map_page(session: Any, redraw: Callable[[], None]) -> Page:
 
 
 def resolution_page(session: Any, truth: Truth, redraw: Callable[[], None]) -> Page:
+    """Signal-to-noise, Wiener factor, moments and FSC by shell, of a chosen class; with the truth's FSC where it is known."""
     choice = _class_choice(session, redraw)
     image = picture("resolution")
 
@@ -149,6 +150,7 @@ def _class_choice(session: Any, redraw: Callable[[], None]) -> Any:
 
 
 def orientation_page(session: Any, redraw: Callable[[], None]) -> Page:
+    """Directions on the sphere and histograms of the angles with their priors, of all particles or a chosen tomogram's."""
     names = sorted(set(session.particles.tomogram_names.astype(str)))
     choice = widgets.Dropdown(options=[("all tomograms", ""), *((n, n) for n in names)], value="")
     choice.layout.width = "220px"
@@ -166,6 +168,7 @@ def orientation_page(session: Any, redraw: Callable[[], None]) -> Page:
 
 
 def convergence_page(session: Any) -> Page:
+    """The course of the run by mini-batch, with a mark where a person changed something."""
     image = picture("convergence")
 
     def draw() -> Callable[[], bytes]:

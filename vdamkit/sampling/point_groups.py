@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -79,6 +80,12 @@ def operators(name: str) -> np.ndarray:
         if group[0] == "D":
             turns = np.concatenate([turns, turns @ _turn(2, (1, 0, 0))])
         return _frozen(turns)
+    return _frozen(generated(generators))
+
+
+def generated(generators: Iterable[np.ndarray]) -> np.ndarray:
+    """The finite group that some rotations generate, `(order, 3, 3)`, the identity first."""
+    generators = list(generators)
     found = [np.eye(3)]
     queue = [np.eye(3)]
     while queue:
@@ -88,7 +95,7 @@ def operators(name: str) -> np.ndarray:
             if min(np.abs(candidate - known).max() for known in found) > 1e-6:
                 found.append(candidate)
                 queue.append(candidate)
-    return _frozen(np.stack(found))
+    return np.stack(found)
 
 
 def _frozen(matrices: np.ndarray) -> np.ndarray:

@@ -8,9 +8,7 @@ of all its axes are added.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -22,6 +20,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
+from vdamkit.backend import get_backend
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.sampling.orientations import orientation_grid
@@ -111,7 +110,7 @@ class TurnedCopies:
         small_map = shrunk(weighted_shells(volume, equal_shells(n, band), radius=radius), small)
         self.map = (small_map / np.sqrt((small_map**2).sum())).astype(np.float32)
         self.mask = soft_sphere(small, radius / self.px, edge=0.06 * small)
-        self._transform = scipy.fft.rfftn(self.map).conj()
+        self._transform = scipy.fft.rfftn(self.map)
         grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
         self._inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
         self._points = grid[:, self._inside]
@@ -125,7 +124,7 @@ class TurnedCopies:
         places = turn.T @ self._points + small // 2
         turned[self._inside] = map_coordinates(self.map, places[::-1], order=1)
         # Σ_x map(x) turned(x - t) for every t
-        product = scipy.fft.rfftn(turned.reshape(self.map.shape)).conj() * self._transform.conj()
+        product = scipy.fft.rfftn(turned.reshape(self.map.shape)).conj() * self._transform
         value = np.where(self._allowed, scipy.fft.irfftn(product, self.map.shape), -np.inf)
         place = np.unravel_index(int(value.argmax()), value.shape)
         shift = np.array([p if p <= small // 2 else p - small for p in place[::-1]], np.float64)
@@ -148,8 +147,7 @@ def axis_scores(copies: TurnedCopies, folds: Iterable[int]) -> dict[int, np.ndar
     def score(direction: np.ndarray) -> list[float]:
         return [copies.best(Rotation.from_rotvec(2 * np.pi * float(p) * direction).as_matrix())[0] for p in parts]
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        table = np.array(list(pool.map(score, axis_grid())))
+    table = np.array(get_backend().map(score, axis_grid(), at_once=8))
     return {fold: table[:, [parts.index(part) for part in several]].mean(1) for fold, several in turns.items()}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +9,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
+from vdamkit.backend import get_backend
 from vdamkit.compare import moved
 from vdamkit.imaging.fsc import fsc, resolution_at
 from vdamkit.imaging.masks import soft_sphere
@@ -99,8 +98,9 @@ def find_symmetry(
         rotation, centre = coarse.refine(turn.T, centre / copies.px, group)
         return rotation, centre * copies.px
 
-    poses = _threaded(first, arrangements(group, scores))
-    leading = [pose for _, pose in sorted(zip(_threaded(judge, poses), poses, strict=True), key=lambda item: -item[0])][:FINAL]
+    poses = get_backend().map(first, arrangements(group, scores))
+    fits = get_backend().map(judge, poses)
+    leading = [poses[i] for i in np.argsort(-np.array(fits), kind="stable")[:FINAL]]
     rotation, centre = _last_refinement(volume, radius_px, group, leading, judge)
     return _result(volume, pixel_size, group, rotation, centre, radius_px, judge)
 
@@ -122,13 +122,8 @@ def _last_refinement(
         return rotation, centre * px
 
     some = likeness(elements_for(group), POINTS[1])
-    best = max([*leading, *_threaded(lambda pose: at_scale(pose, some.refine), leading)], key=judge)
+    best = max([*leading, *get_backend().map(lambda pose: at_scale(pose, some.refine), leading)], key=judge)
     return at_scale(best, likeness(elements_for(group, MORE), POINTS[2]).polish)
-
-
-def _threaded(function, items) -> list:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, items))
 
 
 def _centre(copies: TurnedCopies, turn: np.ndarray, elements: np.ndarray) -> np.ndarray:

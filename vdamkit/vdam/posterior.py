@@ -101,6 +101,7 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     chunks = [np.arange(a, min(a + per_chunk, len(batch.index))) for a in range(0, len(batch.index), per_chunk)]
 
     def score(chunk: np.ndarray) -> list:
+        """What is left in play of each of some particles: every row and shift scored, priors added, and concluded."""
         shifted = batch.masked[chunk][:, None, :n] * phases
         scores = dense_scores(rows, energy, shifted, batch.weight[chunk][:, :n])
         out = []
