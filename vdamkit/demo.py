@@ -84,6 +84,8 @@ def run_demo(
     )
     session.run(progress=progress)
     verdict = session.verdict()
+    session.score_all()  # against the final map, on the finest grid
+    session.save()
     truth, _ = read_map(folder / "true_map.mrc")
     match = align(session.map, truth, session.pixel_size, radius=RADIUS)
     errors = _errors(session, folder / "particles_true_poses.star")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -58,18 +59,48 @@ class Backend:
         Multi-threaded OpenBLAS slows down 20-30 times as soon as another process wants the cores, and a notebook always
         shares them (browser, viewer, other kernels). Workers leave the interpreter for a fraction of a millisecond at a
         time; with Python's usual 5 ms between hand-overs two of them are hardly faster than one.
+
+        Several sessions may compute side by side: the limit goes when the last of them leaves, as BLAS on more threads rounds
+        differently and results must not depend on who else computes.
         """
-        if self.on_gpu or self.threads == 1:
-            with threadpool_limits(1, user_api="blas"):
-                yield
-            return
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(2e-4)
+        _QUIET.enter(quick=not self.on_gpu and self.threads > 1)
         try:
-            with threadpool_limits(1, user_api="blas"):
-                yield
+            yield
         finally:
-            sys.setswitchinterval(before)
+            _QUIET.leave()
+
+
+class _Quiet:
+    """The process-wide settings that :meth:`Backend.limits` makes, held while anyone needs them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._blas: threadpool_limits | None = None
+        self._interval: float | None = None  # of hand-over, to be put back
+
+    def enter(self, *, quick: bool) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._blas = threadpool_limits(1, user_api="blas")
+            self._inside += 1
+            if quick and self._interval is None:
+                self._interval = sys.getswitchinterval()
+                sys.setswitchinterval(2e-4)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside:
+                return
+            assert self._blas is not None
+            self._blas.restore_original_limits()
+            if self._interval is not None:
+                sys.setswitchinterval(self._interval)
+                self._interval = None
+
+
+_QUIET = _Quiet()
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,44 @@
+"""Who computes: worker threads, and the process-wide settings that they hold."""
+
+import sys
+
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from vdamkit.backend import get_backend
+
+
+def blas_threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_blas_stays_on_one_thread_until_the_last_session_leaves():
+    """BLAS on two threads rounds differently, so a session that ends must not give threads back to one that computes."""
+    with threadpool_limits(2, user_api="blas"):
+        before, interval = blas_threads(), sys.getswitchinterval()
+        first, second = get_backend("cpu", 2).limits(), get_backend("cpu", 1).limits()
+        first.__enter__()
+        second.__enter__()
+        assert sys.getswitchinterval() < interval
+        first.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        second.__exit__(None, None, None)
+        assert blas_threads() == before
+        assert sys.getswitchinterval() == interval
+
+
+def test_limits_end_with_an_error():
+    before, interval = blas_threads(), sys.getswitchinterval()
+    try:
+        with get_backend("cpu", 2).limits():
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    assert blas_threads() == before
+    assert sys.getswitchinterval() == interval
+
+
+def test_map_keeps_the_order():
+    items = list(range(50))
+    for threads in (1, 2):
+        for at_once in (1, 8):
+            assert get_backend("cpu", threads).map(lambda i: i * i, items, at_once=at_once) == [i * i for i in items]
