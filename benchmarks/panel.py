@@ -2,7 +2,8 @@
 
     python benchmarks/panel.py [--mini-batches 12]
 
-Runs on an event loop as a notebook kernel has one. Interleaved, medians of the mini-batches' times.
+Runs on an event loop as a notebook kernel has one. Each run with a panel follows one without; medians of
+their ratios.
 """
 
 from __future__ import annotations
@@ -41,22 +42,25 @@ async def run(job: vk.Session, n: int, tab: int | None) -> float:
 async def measure(n: int, rounds: int) -> None:
     job = vk.Session(DATA / "stacks2d" / "optimisation_set.star", vk.Settings(symmetry="C6", tilt_prior_width=10))
     job.run(12)
-    names = ("no panel", "Map", "Resolution", "Orientations", "Convergence", "History", "Log")
-    times: dict[str, list[float]] = {name: [] for name in names}
+    names = ("Map", "Resolution", "Orientations", "Convergence", "Symmetry", "History", "Log")
+    ratios: dict[str, list[float]] = {name: [] for name in names}
+    bases = []
     for _ in range(rounds):
         for number, name in enumerate(names):
-            times[name].append(await run(job, n, None if number == 0 else number - 1))
-    base = float(np.median(times["no panel"]))
-    print(f"{n} mini-batches without a panel: {base:.2f} s (median of {rounds})")
-    for name in names[1:]:
-        seconds = float(np.median(times[name]))
-        print(f"tab {name:13s} {seconds:6.2f} s  {100 * (seconds / base - 1):+5.1f} %")
+            base = await run(job, n, None)  # just before each, so that what else the machine does hits both alike
+            bases.append(base)
+            ratios[name].append(await run(job, n, number) / base)
+    print(f"{n} mini-batches without a panel: {np.median(bases):.2f} s (medians of {rounds} rounds)")
+    for name in names:
+        some = np.array(ratios[name])
+        low, middle, high = (100 * (value - 1) for value in (some.min(), np.median(some), some.max()))
+        print(f"tab {name:13s} {middle:+5.1f} %   ({low:+.1f} to {high:+.1f})")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mini-batches", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     asyncio.run(measure(options.mini_batches, options.rounds))
 

@@ -1,6 +1,7 @@
 """Who computes: worker threads, and the process-wide settings that they hold."""
 
 import sys
+import threading
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -24,6 +25,25 @@ def test_blas_stays_on_one_thread_until_the_last_session_leaves():
         second.__exit__(None, None, None)
         assert blas_threads() == before
         assert sys.getswitchinterval() == interval
+
+
+def test_any_thread_holds_blas_to_one_thread():
+    """Entered in one thread, held in the main one, left in a third: threadpoolctl lets only one thread at a time do that."""
+    with threadpool_limits(2, user_api="blas"):
+        before, seen = blas_threads(), []
+        contexts = [get_backend("cpu", 2).limits() for _ in range(2)]
+
+        def elsewhere(act):
+            thread = threading.Thread(target=lambda: (act(), seen.append(blas_threads())))
+            thread.start()
+            thread.join()
+
+        elsewhere(contexts[0].__enter__)
+        contexts[1].__enter__()
+        elsewhere(lambda: contexts[0].__exit__(None, None, None))
+        assert seen == [{1}, {1}] and blas_threads() == {1}
+        elsewhere(lambda: contexts[1].__exit__(None, None, None))
+        assert blas_threads() == before
 
 
 def test_limits_end_with_an_error():

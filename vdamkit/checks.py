@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_info
 
 from vdamkit.backend import Backend, available_cores, get_backend
 from vdamkit.errors import SettingsError
@@ -164,7 +164,7 @@ def _speed(backend: Backend) -> float:
     """Measured flop/s of float32 matrix products of the shape of the E-step, all workers together."""
     xp, n = backend.xp, 512
     a = xp.ones((n, n), "float32")
-    with threadpool_limits(1, user_api="blas"):
+    with backend.limits():
         (a @ a).sum()
         began, laps = time.perf_counter(), 0
         while time.perf_counter() - began < 0.1 and laps < 200:

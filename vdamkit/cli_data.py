@@ -32,6 +32,9 @@ HELP = {
     "occupancy": "Part of the lattice sites that hold a particle.",
     "defocus": "Å, of the first and of the last tomogram.",
     "dose_per_tilt": "e/Å².",
+    "second_model": "Another kind of particle among them: hexamer, asymmetric, or an MRC map.",
+    "second_share": "Part of the particles that are of that kind.",
+    "junk": "Part of the picked places that hold no particle.",
     "write_tilt_images": "Also write the tilt images, which only RELION itself would want.",
 }
 """Help of every field of :class:`vdamkit.simulate.SimulationSettings`."""

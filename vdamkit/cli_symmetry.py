@@ -11,16 +11,18 @@ from vdamkit.errors import InputError, OutputError
 
 
 @click.command("align-symmetry", cls=SectionCommand, short_help="Find a map's symmetry axes and turn it onto them.")
-@click.option("--i", "map_path", required=True, metavar="MAP", help="The map (.mrc), made in C1.")
+@click.option("--i", "map_path", required=True, metavar="MAP", help="The map (.mrc), made in C1; or a run_itNNN_model.star.")
 @click.option("--sym", "group", required=True, metavar="GROUP", help="Point group, e.g. C6, D7, O, I1.")
 @click.option("--o", "output", required=True, metavar="MAP", help="Where the turned map is written.")
 @click.option("--apply", "apply_it", is_flag=True, help="Also symmetrise it (RELION: --apply_sym).")
 @click.option("--particles", default=None, metavar="FILE", help="run_itNNN_data.star of the map; its particles are moved too.")
 @click.option("--o-particles", default=None, metavar="FILE", help="Where they are written; default: --o with _data.star.")
+@click.option("--select-largest-class", "largest", is_flag=True, help="Of a model.star with several classes take the largest.")
 @click.option("--radius", default=None, type=click.FLOAT, metavar="Å", help="Sphere to look at; default 0.4 of the box.")
 def align_symmetry(
-    map_path: str, group: str, output: str, apply_it: bool, particles: str | None, o_particles: str | None, radius: float | None
-) -> None:
+    map_path: str, group: str, output: str, apply_it: bool, particles: str | None, o_particles: str | None, largest: bool,
+    radius: float | None,
+) -> None:  # fmt: skip
     """Find the axes of a point group in a map made in C1, and turn and shift the map so that they lie as RELION sets them.
 
     All axes and centres are searched, so the result needs no seed. With --particles their angles and origins go on
@@ -32,6 +34,9 @@ def align_symmetry(
     from vdamkit.io.mrc import read_map, write_mrc
     from vdamkit.symmetry import find_symmetry, symmetrised
 
+    number = None
+    if map_path.endswith(".star"):
+        map_path, number = _map_of_model(map_path, largest)
     volume, pixel_size = read_map(map_path)
     if not np.isfinite(volume).all() or not np.ptp(volume):
         raise InputError(f"{map_path}: the map holds nothing (constant, or not finite); give another map")
@@ -47,7 +52,7 @@ def align_symmetry(
     click.echo(str(match))
     click.echo(f"map: {output}")
     if blocks is not None:
-        _write_moved(blocks, match, target)
+        _write_moved(blocks, match, target, number)
         click.echo(f"particles: {target}")
 
 
@@ -67,13 +72,34 @@ def _with_poses(path: str) -> dict:
     return blocks
 
 
-def _write_moved(blocks: dict, match, target: Path) -> None:
+def _map_of_model(path: str, largest: bool) -> tuple[str, int]:
+    """File of a class's map, and the class's number: the only one, or the one with the largest rlnClassDistribution."""
+    from vdamkit.io.star_tables import as_table, find_block, numeric_column, read_star, require_columns, resolve_path
+
+    table = as_table(find_block(read_star(path), "model_classes", path))
+    require_columns(table, ["rlnReferenceImage", "rlnClassDistribution"], path, "model_classes")
+    if len(table) > 1 and not largest:
+        raise InputError(f"{path}: has {len(table)} classes; give --select-largest-class, or the map of one of them (--i)")
+    best = int(numeric_column(table, "rlnClassDistribution", path, "model_classes").argmax())
+    name = table["rlnReferenceImage"].iloc[best]
+    found = resolve_path(name, path)
+    if found is None:
+        raise InputError(f"{path}: rlnReferenceImage {name} of class {best + 1} is not there; give the map itself (--i)")
+    return str(found), best + 1
+
+
+def _write_moved(blocks: dict, match, target: Path, number: int | None) -> None:
+    """The particles with moved poses; `number`: only those of this class (and those of none), the others have another map."""
     from vdamkit.io.star_tables import write_star
     from vdamkit.symmetry import moved_angles_and_offsets
 
     table = blocks["particles"].copy()
-    values = table[list(POSE)].to_numpy(float)
+    values = table[list(POSE)].to_numpy(float, copy=True)
     angles, offsets = moved_angles_and_offsets(values[:, :3], values[:, 3:], match)
+    mine = slice(None)
+    if number is not None and "rlnClassNumber" in table.columns:
+        mine = table["rlnClassNumber"].isin([0, number]).to_numpy()
     for i, name in enumerate(POSE):
-        table[name] = (angles if i < 3 else offsets)[:, i % 3]
+        values[mine, i] = (angles if i < 3 else offsets)[mine, i % 3]
+        table[name] = values[:, i]
     write_star(target, blocks | {"particles": table})

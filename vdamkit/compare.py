@@ -152,23 +152,34 @@ def align(
     reference = np.asarray(reference, np.float64)
     radius_px = min((0.35 * n if radius is None else radius / pixel_size), n / 2 - 1)
     limit = n / 4 if max_shift is None else max_shift / pixel_size
-    if start is None:
-        poses = _coarse(moving, reference, radius_px, limit, seed)
-    else:
-        poses = [(start.rotation, start.shift / pixel_size)]
     mask = soft_sphere(n, radius_px, edge=EDGE_PX)
-    score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
-    refined = get_backend().map(lambda pose: score.refine(*pose, tolerance=2e-2)[1:], poses)
+    with get_backend().limits():
+        if start is None:
+            poses = _coarse(moving, reference, radius_px, limit, seed)
+            score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
+            poses = get_backend().map(lambda pose: score.refine(*pose, tolerance=2e-2)[1:], poses)
+        else:
+            poses = [(start.rotation, start.shift / pixel_size)]
+        every = 1 if start is None else 3  # voxels in a row of which one is compared
+        return _sharpest(moving, reference, mask, poses, pixel_size, mean_to, mirror, every)
+
+
+def _sharpest(
+    moving: np.ndarray, reference: np.ndarray, mask: np.ndarray, poses: list[tuple], pixel_size: float, mean_to: float,
+    mirror: bool, every: int,
+) -> Match:  # fmt: skip
+    """The best of some poses after a refinement with all that the maps have in common."""
+    n = reference.shape[0]
     last = min(n // 2, max(1, int(np.floor(n * pixel_size / mean_to + 1e-6))))
 
     def agreement(pose: tuple) -> float:
         return float(fsc(_turned(moving, *pose), reference, mask)[1 : last + 1].mean())
 
     # low resolution alone may prefer a wrong turn of a symmetric map: the whole curve decides
-    leading = sorted(refined, key=agreement)[-2:]
+    leading = sorted(poses, key=agreement)[-2:]
     curve = fsc(_turned(moving, *leading[-1]), reference, mask)
     band = int(np.clip(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, n // 6, n // 2 - 1))
-    sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3)
+    sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3, every=every)
     leading += get_backend().map(lambda pose: sharp.refine(*pose, tolerance=5e-3)[1:], leading)
     best = max(leading, key=agreement)
     laid = moved(moving, *best)

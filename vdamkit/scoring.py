@@ -94,6 +94,7 @@ def score_all(state: State, settings, particles: Particles, backend: Backend, ti
             found = best_poses(search, batch, run_search(search, batch, None, lambda f: None), particles.pixel_size)
             poses = poses.updated(
                 found.index, angles=found.angles, offsets=found.offsets, class_number=found.classes + 1, pmax=found.pmax,
+                class_share=found.class_share,
                 log_likelihood=found.log_likelihood, n_significant=found.n_significant,
             )  # fmt: skip
             tick("score", (first + len(chunk)) / len(everyone))

@@ -12,15 +12,16 @@ import pandas as pd
 
 from vdamkit.backend import get_backend
 from vdamkit.control import Control
+from vdamkit.edits import Edits
 from vdamkit.errors import SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.settings import Settings, check_mask
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
+from vdamkit.symmetry.of_session import take_up
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.start import initial_state
-from vdamkit.vdam.visit import no_tick
 
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
     from vdamkit.notebook.panel import Panel
     from vdamkit.notebook.viewer import View
     from vdamkit.scoring import ParticlePosterior
-    from vdamkit.symmetry import SymmetryMatch
     from vdamkit.verdict import Verdict
 
 
-class Session:
+class Session(Edits):
     """A de novo initial model that is advanced one mini-batch at a time.
 
     Parameters
@@ -158,6 +158,8 @@ class Session:
     def step(self) -> StepReport:
         """One mini-batch. On any error or cancellation the state before it stays; nothing is lost."""
         self._ensure_start()
+        if self._pending.search_symmetry != self._history.node.settings.search_symmetry:
+            take_up(self)
         with self._lock:
             before, settings, source, backend = self.state, self._pending, self._source, self._backend
         with self._control.running():
@@ -207,15 +209,15 @@ class Session:
     def change(self, **options: Any) -> Settings:
         """Use other options from the next mini-batch on; checked now, recorded in the history.
 
-        Another symmetry takes the axes as they are (:meth:`apply_symmetry` finds them first). Raises SettingsError and
-        changes nothing where an option is wrong.
+        Before the first mini-batch in a symmetry that the maps do not have, they are turned onto its axes (with moments and
+        poses), if they show them. Raises SettingsError and changes nothing where an option is wrong.
         """
         new = self._pending.replace(**options)
         check_mask(new, self.particles)
         if self._history and new.classes != self._pending.classes:
             raise SettingsError(
-                f"classes is {new.classes} but this run has {self._pending.classes}; start a new session for another number "
-                "of classes"
+                f"classes is {new.classes} but this run has {self._pending.classes}; split_class, merge_classes and drop_class "
+                "change their number, or start a new session"
             )
         if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")
@@ -274,38 +276,11 @@ class Session:
 
         return particle_posterior(self.state, self._pending, self._source, self._backend, particle)
 
-    def score_all(self, tick: Callable[[str, float], None] = no_tick) -> pd.DataFrame:
-        """Give every particle, also those never drawn, a pose against the current map; maps and moments stay.
-
-        The new poses are a node of the history (undo takes them back) and are returned as :attr:`poses`.
-        """
-        from vdamkit.scoring import score_all
-
-        self._ensure_start()
-        state = score_all(self.state, self._pending, self._source, self._backend, tick)
-        self._history.append(state, self._pending, self.report, note="all particles scored")
-        return self.poses
-
     def verdict(self, other: Session | None = None) -> Verdict:
         """Whether the run converged and the map is more than a blob, in plain words; `other`: a run with another seed."""
         from vdamkit.verdict import judge
 
         return judge(self, other)
-
-    def align_symmetry(self, group: str | None = None) -> list[SymmetryMatch]:
-        """Where a point group's axes (default: the settings') lie in the current maps, a match per class; changes nothing."""
-        from vdamkit.symmetry.of_session import matches_of
-
-        return matches_of(self, group)
-
-    def apply_symmetry(self, group: str | None = None) -> list[SymmetryMatch]:
-        """Turn maps, moments and poses onto a point group's axes and symmetrise; the group is in force from then on.
-
-        A node of the history: undo gives the unsymmetrised state back. See :func:`vdamkit.symmetry.find_symmetry`.
-        """
-        from vdamkit.symmetry.of_session import apply
-
-        return apply(self, group)
 
     # to see and touch -----------------------------------------------------------------------------------------------
 
@@ -319,7 +294,7 @@ class Session:
         return open_panel(self, truth)
 
     def picture(self, what: str = "map", **options: Any) -> Picture:
-        """A picture of the current state: "map", "resolution", "orientations" or "convergence"; `save(path)` writes it.
+        """A picture of the current state: "map", "resolution", "orientations", "convergence" or "symmetry"; it can be saved.
 
         Options: see :func:`vdamkit.notebook.picture_of`.
         """

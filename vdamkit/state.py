@@ -19,6 +19,7 @@ class Poses:
     log_likelihood: np.ndarray  # (n,) float64, rlnLogLikeliContribution
     n_significant: np.ndarray  # (n,) int32, rlnNrOfSignificantSamples
     last_visit: np.ndarray  # (n,) int32, mini-batch of the last visit; 0: never
+    class_share: np.ndarray  # (n,) float32, part of the posterior that its class holds, over all poses
 
     def updated(self, index: np.ndarray, **values: np.ndarray) -> Poses:
         """A copy with new values at `index`."""

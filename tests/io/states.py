@@ -27,6 +27,7 @@ def make_state(n: int, box: int, *, classes: int = 2, iteration: int = 10, n_opt
         log_likelihood=np.where(visited, normal(n) * 1e5, 0),
         n_significant=np.where(visited, 7, 0).astype(np.int32),
         last_visit=np.where(visited, iteration, 0).astype(np.int32),
+        class_share=np.where(visited, rng.uniform(0.5, 1, n), 0).astype(np.float32),
     )
     shape = (classes, 2, box, box, half)
     return State(

@@ -28,7 +28,7 @@ def poses_of(angles, offsets, classes=None) -> Poses:
     n = len(angles)
     classes = np.ones(n, np.int32) if classes is None else np.asarray(classes, np.int32)
     return Poses(np.array(angles, float), np.array(offsets, float), classes, np.linspace(0.1, 0.9, n).astype(np.float32),
-                 np.zeros(n), np.zeros(n, np.int32), np.ones(n, np.int32))  # fmt: skip
+                 np.zeros(n), np.zeros(n, np.int32), np.ones(n, np.int32), np.ones(n, np.float32))  # fmt: skip
 
 
 def placed(coordinates, frames=None, priors=None, names=None) -> PlacedParticles:

@@ -179,3 +179,85 @@ def test_mistakes_of_the_command_are_one_sentence(tmp_path):
         code, _, err = call("align-symmetry", *arguments)
         assert code == 2 and words in err, (arguments, err)
         assert len(err.strip().splitlines()) == 1
+
+
+def notes(job):
+    return job.history.loc[job.line(), "note"].tolist()
+
+
+def test_from_c1_to_c6_the_map_is_turned_onto_its_axes_first(c1_job):
+    folder, first = c1_job
+    job, (truth, _) = first.branch(run_in_c1=False), read_map(folder / "true_map.mrc")
+    before = agreement(job, truth)
+    nodes = len(job.line())
+    job.step()
+    assert len(job.line()) == nodes + 2 and "turned onto the axes of C6" in notes(job)[-2]
+    assert [report.iteration for report in job.reports()] == list(range(1, 12))
+    assert agreement(job, truth) > before - 0.02 and job.report.pmax > 0.5 * first.report.pmax
+    job.undo(2)
+    np.testing.assert_array_equal(job.map, first.map)
+
+
+@pytest.mark.parametrize("smaller", ["C3", "C1"])
+def test_a_smaller_symmetry_needs_no_turn(c1_job, smaller):
+    job = c1_job[1].branch()
+    job.apply_symmetry("C6")
+    before, nodes = job.map, len(job.line())
+    job.change(symmetry=smaller)
+    job.step()
+    assert len(job.line()) == nodes + 1
+    assert np.corrcoef(before.ravel(), job.map.ravel())[0, 1] > 0.9
+
+
+def test_axes_that_are_not_there_are_not_made_up(c1_job):
+    job = c1_job[1].branch()
+    job.apply_symmetry("C6")
+    nodes = len(job.line())
+    job.change(symmetry="C5")
+    job.step()
+    assert len(job.line()) == nodes + 1
+    assert any("about the axes of the frame" in note for note in notes(job))
+
+
+def test_the_start_is_not_turned(c1_job):
+    job = c1_job[1].branch()
+    job.go_to(0)
+    job.change(symmetry="C6", run_in_c1=False)
+    job.step()
+    assert len(job.line()) == 2
+
+
+def test_which_groups_are_part_of_others():
+    from vdamkit.symmetry.of_session import _is_part
+
+    assert _is_part("C3", "C6") and _is_part("D2", "O") and _is_part("C1", "I1") and _is_part("C7", "D7")
+    assert not _is_part("C6", "C3") and not _is_part("C5", "I2") and not _is_part("O", "T")
+
+
+def test_a_doubtful_symmetry_is_said(c1_job):
+    job = c1_job[1]
+    assert job.align_symmetry("C6")[0].warning == ""
+    assert "Beware" in str(job.align_symmetry("C5")[0])
+
+
+def test_the_largest_class_of_a_model_is_aligned(c1_job, tmp_path):
+    """`--i run_itNNN_model.star --select-largest-class`: only particles of that class move."""
+    job = c1_job[1].branch()
+    job.split_class()
+    poses = job.state.poses.updated(np.arange(0, 40, 4), class_number=2)
+    job._history.append(job.state.replace(poses=poses, class_probability=np.array([0.7, 0.3])), job.settings, job.report)
+    job.save(tmp_path, final=False)
+    model = tmp_path / "run_it010_model.star"
+    data = tmp_path / "run_it010_data.star"
+    common = ["align-symmetry", "--i", str(model), "--sym", "C6", "--o", str(tmp_path / "out.mrc"), "--particles", str(data)]
+    refused = CliRunner().invoke(cli, common)
+    assert refused.exit_code == 2 and "--select-largest-class" in refused.output
+    done = CliRunner().invoke(cli, [*common, "--select-largest-class"])
+    assert done.exit_code == 0, done.output
+    before, after = (read_star(path)["particles"] for path in (data, tmp_path / "out_data.star"))
+    moved_rows = ~np.isclose(before["rlnAngleRot"], after["rlnAngleRot"], atol=1e-4)
+    second = before["rlnClassNumber"].to_numpy() == 2
+    assert second.sum() == 10 and not moved_rows[second].any() and moved_rows[~second].all()
+    model.with_name("run_it010_class001.mrc").unlink()
+    gone = CliRunner().invoke(cli, [*common, "--select-largest-class"])
+    assert gone.exit_code == 2 and "rlnReferenceImage" in gone.output

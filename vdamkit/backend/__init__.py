@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 import scipy.sparse
+import threadpoolctl
 from threadpoolctl import threadpool_limits
 
 from vdamkit.errors import SettingsError
@@ -82,6 +83,7 @@ class _Quiet:
     def enter(self, *, quick: bool) -> None:
         with self._lock:
             if self._inside == 0:
+                _take_control()
                 self._blas = threadpool_limits(1, user_api="blas")
             self._inside += 1
             if quick and self._interval is None:
@@ -94,13 +96,26 @@ class _Quiet:
             if self._inside:
                 return
             assert self._blas is not None
+            _take_control()
             self._blas.restore_original_limits()
+            _take_control()
             if self._interval is not None:
                 sys.setswitchinterval(self._interval)
                 self._interval = None
 
 
 _QUIET = _Quiet()
+
+
+def _take_control() -> None:
+    """Let any thread set OpenBLAS's number of threads.
+
+    Since version 3.8 threadpoolctl silently ignores all threads but the first that did so, until that one has finished. A
+    session is run by a panel's thread, a cell's or the main one, and who ends last need not be who began.
+    """
+    clear = getattr(getattr(threadpoolctl, "OpenBLASController", None), "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
 
 
 @lru_cache(maxsize=4)

@@ -17,7 +17,7 @@ from vdamkit.settings import Settings
 from vdamkit.state import Plan, Poses, State
 
 FORMAT = "vdamkit checkpoint"
-VERSION = 1
+VERSION = 2
 _METADATA = "metadata"
 _STORED = "(array)"  # stands for a field that is stored as an array
 _PARTS = {"poses": Poses, "plan": Plan}  # fields of a state that are dataclasses themselves

@@ -93,11 +93,14 @@ def pose_columns(state: State) -> dict[str, np.ndarray]:
     """Every particle's pose under RELION's column names, `(n,)` each; degrees and Å.
 
     rlnClassNumber 0 marks a particle that was never visited; it still has its input pose.
-    Source: RELION ml_optimiser.cpp:setMetaDataSubset.
+    With several classes the column vdamkitClassProbability (RELION has none) says what part of the particle's posterior
+    its class holds. Source: RELION ml_optimiser.cpp:setMetaDataSubset.
     """
     poses = state.poses
     columns = {f"rlnAngle{name}": poses.angles[:, i] for i, name in enumerate(("Rot", "Tilt", "Psi"))}
     columns |= {f"rlnOrigin{axis}Angst": poses.offsets[:, i] for i, axis in enumerate("XYZ")}
+    if len(state.maps) > 1:
+        columns["vdamkitClassProbability"] = poses.class_share
     return columns | {
         "rlnClassNumber": poses.class_number,
         "rlnNormCorrection": np.ones(len(poses.class_number)),

@@ -10,7 +10,7 @@ import numpy as np
 
 from vdamkit.errors import OutputError, SettingsError
 
-PICTURES = ("map", "resolution", "orientations", "convergence")
+PICTURES = ("map", "resolution", "orientations", "convergence", "symmetry")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: np.ndarray
     Parameters
     ----------
     what: "map" (slices and projections of all classes), "resolution" (spectra of class `k`, with the FSC to a `truth`
-        `(N, N, N)` laid onto the map), "orientations" or "convergence".
+        `(N, N, N)` laid onto the map), "orientations", "convergence", or "symmetry" (scores of all point groups, or given
+        `scores`; takes some ten seconds).
     options: of the figure, such as `at` and `sigma` of the map; see :mod:`vdamkit.notebook.figures`.
     """
     from vdamkit.compare import align
@@ -65,6 +66,11 @@ def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: np.ndarray
     elif what == "convergence":
         marks = marks_of(session._history.line())
         figure = figures.convergence_figure(session.reports(), marks, final_T=settings.T, **options)
+    elif what == "symmetry":
+        from vdamkit.notebook.symmetry_figure import symmetry_figure
+
+        scores = options.pop("scores", None) or session.symmetry_scores(k + 1 if k else None)
+        figure = symmetry_figure(scores, **{"heading": f"after mini-batch {state.iteration}"} | options)
     else:
         raise SettingsError(f"there is no picture {what!r}; there are {', '.join(PICTURES)}")
     return Picture(figures.png(figure))

@@ -34,9 +34,13 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def png(figure: Any) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """The figure as the bytes of a PNG file; drawn once, where savefig would draw it a second time for its layout."""
+    from PIL import Image
+
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    Image.fromarray(pixels).save(buffer, "png", compress_level=3, dpi=(figure.dpi, figure.dpi))
     return buffer.getvalue()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from vdamkit.io.mrc import read_map
 from vdamkit.notebook.figures import compare_figure, convergence_figure, map_figure, png, resolution_figure
 from vdamkit.notebook.marks import marks_of
 from vdamkit.notebook.orientation_figure import orientation_figure
+from vdamkit.notebook.symmetry_figure import symmetry_figure
 from vdamkit.state import State
 from vdamkit.vdam.schedule import current_radius
 
 WIDTH = "860px"
+WHICH_SYMMETRY = (
+    "Which symmetry does a map that was made in C1 support? A true group fits as well as the best one; "
+    "the others no better than chance. A map made with a symmetry has it, of course."
+)
 BLANK = bytes.fromhex(  # a PNG of one transparent pixel, until there is a picture
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000b4944415478da"
     "636000020000050001e9fadcd80000000049454e44ae426082"
@@ -61,11 +67,13 @@ class Page:
     image: Any
     draw: Callable[[], Callable[[], bytes]]  # take what is needed now, on the loop; draw later, in a thread
     hint: Any  # what stands there until the first picture
+    shown: Callable[[], None] = lambda: None  # called when a picture has been put there
 
     def show(self, data: bytes) -> None:
         """Put a picture there."""
         self.hint.layout.display = "none"
         self.image.value = data
+        self.shown()
 
 
 def _page(name: str, controls: list[Any], image: Any, draw: Callable[[], Callable[[], bytes]]) -> Page:
@@ -77,7 +85,7 @@ def all_pages(session: Any, truth: Truth, redraw: Callable[[], None]) -> list[Pa
     """The tabs with pictures, in their order; `redraw` is called when a person moves one of their sliders."""
     return [
         map_page(session, redraw), resolution_page(session, truth, redraw), orientation_page(session, redraw),
-        convergence_page(session),
+        convergence_page(session), symmetry_page(session, redraw),
     ]  # fmt: skip
 
 
@@ -127,7 +135,7 @@ def resolution_page(session: Any, truth: Truth, redraw: Callable[[], None]) -> P
     image = picture("resolution")
 
     def draw() -> Callable[[], bytes]:
-        state, settings, k = session.state, session.settings, choice.value
+        state, settings, k = session.state, session.settings, _chosen_class(choice, session)
         radius = current_radius(state.resolution_shell, settings, session.particles.box)
 
         def make() -> bytes:
@@ -141,12 +149,22 @@ def resolution_page(session: Any, truth: Truth, redraw: Callable[[], None]) -> P
 
 
 def _class_choice(session: Any, redraw: Callable[[], None]) -> Any:
-    count = session.settings.classes
-    choice = widgets.Dropdown(options=[(f"class {k + 1}", k) for k in range(count)], value=0, description="")
+    choice = widgets.Dropdown(options=[("class 1", 0)], value=0, description="")
     choice.layout.width = "110px"
-    choice.layout.display = None if count > 1 else "none"
+    _chosen_class(choice, session)
     choice.observe(lambda _: redraw(), "value")
     return choice
+
+
+def _chosen_class(choice: Any, session: Any) -> int:
+    """The class chosen, from 0; the choice follows classes that are split, merged or dropped."""
+    count = session.settings.classes
+    if len(choice.options) != count:
+        kept = min(choice.value, count - 1)
+        choice.options = [(f"class {k + 1}", k) for k in range(count)]
+        choice.value = kept
+    choice.layout.display = None if count > 1 else "none"
+    return choice.value
 
 
 def orientation_page(session: Any, redraw: Callable[[], None]) -> Page:
@@ -177,6 +195,46 @@ def convergence_page(session: Any) -> Page:
         return lambda: png(convergence_figure(reports, marks, final_T=T))
 
     return _page("Convergence", [], image, draw)
+
+
+def symmetry_page(session: Any, redraw: Callable[[], None]) -> Page:
+    """Which point groups the map of a chosen class supports; scored when a person asks for it, as it takes some seconds."""
+    choice = _class_choice(session, redraw)
+    button = widgets.Button(description="Score the map", icon="search", layout=widgets.Layout(width="130px"))
+    button.tooltip = "Compare the current map with its copies turned by every group C2 to C14, D2 to D12, T, O, I"
+    button.add_class("vk-score-symmetry")
+    said = widgets.HTML(f'<div class="vk-note">{WHICH_SYMMETRY}</div>')
+    said.add_class("vk-symmetry-says")
+    image = picture("symmetry")
+    kept: dict[str, Any] = {"wanted": False, "picture": BLANK, "said": WHICH_SYMMETRY}
+
+    def press(_: Any) -> None:
+        kept["wanted"] = True
+        said.value = '<div class="vk-note">scoring all groups, some ten seconds …</div>'
+        redraw()
+
+    def draw() -> Callable[[], bytes]:
+        wanted, kept["wanted"] = kept["wanted"], False
+        state, k = session.state, _chosen_class(choice, session)
+
+        def make() -> bytes:
+            if wanted:
+                scores = session.symmetry_scores(k + 1, state)
+                heading = f"after mini-batch {state.iteration}" + (f", class {k + 1}" if len(state.maps) > 1 else "")
+                kept["picture"] = png(symmetry_figure(scores, heading=heading))
+                kept["said"] = escape(scores.warning(session.settings.symmetry)) or WHICH_SYMMETRY
+            return kept["picture"]
+
+        return make
+
+    def shown() -> None:
+        if not kept["wanted"]:
+            said.value = f'<div class="vk-note">{kept["said"]}</div>'
+
+    button.on_click(press)
+    page = _page("Symmetry", [widgets.HBox([button, choice]), said], image, draw)
+    page.shown = shown
+    return page
 
 
 def compare_picture(a: State, b: State, pixel_size: float, names: tuple[str, str], mask_diameter: float) -> bytes:

@@ -43,15 +43,14 @@ class Painter:
             elif at_once:
                 self._wake.set()
 
-    def _next(self) -> tuple[str, Callable, Callable] | None:
+    def _next(self) -> tuple[str, Callable, Callable, bool] | None:
         """The next wish that may be carried out now; None to wait. Ends the thread's turn where there is none at all."""
         with self._lock:
             urgent = [key for key, wish in self._wishes.items() if wish[2]]
             if not urgent and time.monotonic() < self._rest_until:
                 return None
             key = (urgent or list(self._wishes))[0]
-            draw, deliver, _ = self._wishes.pop(key)
-            return key, draw, deliver
+            return (key, *self._wishes.pop(key))
 
     def _work(self) -> None:
         while True:
@@ -64,7 +63,7 @@ class Painter:
                 self._wake.wait(max(0.01, self._rest_until - time.monotonic()))
                 self._wake.clear()
                 continue
-            key, draw, deliver = wish
+            key, draw, deliver, urgent = wish
             began = time.monotonic()
             try:
                 picture = draw()
@@ -72,7 +71,8 @@ class Painter:
                 self.errors.append(f"{key}: {type(problem).__name__}: {problem}")
                 continue
             finally:
-                self._rest_until = time.monotonic() + (time.monotonic() - began) * (1 / SHARE - 1)
+                if not urgent:  # what a person asked for does not count
+                    self._rest_until = time.monotonic() + (time.monotonic() - began) * (1 / SHARE - 1)
             self._loop.call(lambda deliver=deliver, picture=picture: deliver(picture))
 
     @property

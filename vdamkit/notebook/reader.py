@@ -77,6 +77,7 @@ def read_particles(path: str | Path) -> list[LayerData]:
     poses = Poses(
         triplet(table, "rlnAngle{}", angles, path, default=0.0), triplet(table, "rlnOrigin{}Angst", axes, path, default=0.0),
         classes.astype(np.int32), pmax.astype(np.float32), np.zeros(n), np.zeros(n, np.int32), np.zeros(n, np.int32),
+        np.ones(n, np.float32),
     )  # fmt: skip
     out: list[LayerData] = []
     for number, name in enumerate(dict.fromkeys(names.tolist())):

@@ -21,6 +21,13 @@ class Sites:
     centres: np.ndarray  # (n, 3) Å, xyz from the tomogram centre: where the particles truly are
     rotations: np.ndarray  # (n, 3, 3) x_tomogram = R @ x_reference; column 2 is the particle's z axis
     normals: np.ndarray | None  # (n, 3) outward surface normals a picker knows; None without a surface
+    kinds: np.ndarray | None = None  # (n,) 1: the model, 2: the second model, 0: nothing is there; None: all the model
+
+    def of_kind(self, kind: int) -> np.ndarray:
+        """Numbers of the sites where this kind of particle is."""
+        return (
+            np.flatnonzero(self.kinds == kind) if self.kinds is not None else np.arange(len(self.centres) if kind == 1 else 0)
+        )
 
 
 def icosahedron() -> tuple[np.ndarray, np.ndarray]:

@@ -91,7 +91,8 @@ def _table(scene: Scene, angles: np.ndarray, origins: np.ndarray) -> pd.DataFram
 
 def true_table(scene: Scene, fold: int) -> pd.DataFrame:
     """Rows of `particles_true_poses.star`: picked coordinates with true angles and offsets."""
-    return _table(scene, *scene.true_poses(fold))
+    table = _table(scene, *scene.true_poses(fold))
+    return table if scene.sites.kinds is None else table.assign(rlnClassNumber=scene.kinds)
 
 
 def picked_table(scene: Scene, visible: np.ndarray) -> pd.DataFrame:

@@ -28,6 +28,7 @@ ORIGINS = [f"rlnOrigin{a}Angst" for a in "XYZ"]
 
 POSITION_DISORDER = 2.0  # Å, of the particles about their ideal lattice points
 SEEN = 0.6  # a particle is picked only if this part of the tilts shows it
+KINDS = 77  # key of the random numbers that say what is where
 SUBDIVISIONS = (4, 3)  # of the spheres, in turn: two sizes
 
 
@@ -42,12 +43,17 @@ class Scene:
     frames: np.ndarray  # (n_picked, 3, 3) A_subtomogram
     priors: bool  # whether the picker wrote priors (tilt 90, psi 0)
 
+    @property
+    def kinds(self) -> np.ndarray:
+        """Which model each picked particle is, `(n_picked,)`; 0: there is nothing at the picked place."""
+        return np.ones(len(self.picked), int) if self.sites.kinds is None else self.sites.kinds[self.picked]
+
     def true_poses(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
         """True angles and offsets of the picked particles.
 
         Parameters
         ----------
-        fold: n of the model's Cn; rot is given within ±180/n degrees.
+        fold: n of the model's Cn; rot is given within ±180/n degrees (but for a second model, which has no symmetry).
 
         Returns
         -------
@@ -56,7 +62,7 @@ class Scene:
         """
         in_frame = np.swapaxes(self.frames, 1, 2)
         angles = matrix_to_euler(in_frame @ self.sites.rotations[self.picked])
-        period = 360 / fold
+        period = np.where(self.kinds == 1, 360 / fold, 360.0)
         angles[:, 0] -= period * np.round(angles[:, 0] / period)
         missed = self.coordinates - self.sites.centres[self.picked]
         return angles, np.einsum("nij,nj->ni", in_frame, missed)
@@ -133,6 +139,22 @@ def simulated_scene(seed: np.random.SeedSequence, settings: SimulationSettings, 
         written = np.round(matrix_to_euler(picked_frames(rng, sites.normals[picked])), 6)
         frames = euler_to_matrix(written)
     return Scene(series, sites, picked, coordinates[picked], frames, priors=on_spheres)
+
+
+def with_kinds(scene: Scene, settings: SimulationSettings, number: int) -> Scene:
+    """The scene with some of its particles replaced by a second model, or by nothing (`SimulationSettings.junk`)."""
+    if not settings.junk and settings.second_model is None:
+        return scene
+    rng = np.random.default_rng(np.random.SeedSequence([settings.seed, number, KINDS]))
+    share = settings.second_share if settings.second_model is not None else 0.0
+    kinds = np.where(rng.random(len(scene.sites.centres)) < share, 2, 1)
+    order = rng.permutation(scene.picked)  # of the picked ones exactly the shares asked for
+    empty = round(settings.junk * len(order))
+    second = round(share * (len(order) - empty))
+    kinds[order[:empty]] = 0
+    kinds[order[empty : empty + second]] = 2
+    kinds[order[empty + second :]] = 1
+    return replace(scene, sites=replace(scene.sites, kinds=kinds))
 
 
 def scenes_from_star(path: Path, particles: int) -> list[Scene]:

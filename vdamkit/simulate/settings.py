@@ -38,11 +38,16 @@ class SimulationSettings:
     occupancy: float = 0.9  # part of the lattice sites that hold a particle
     defocus: tuple[float, float] = (25000.0, 40000.0)  # of the first and the last tomogram
     dose_per_tilt: float = 3.0
+    second_model: str | None = None  # a second particle, as `model`, where there are two kinds; it has no symmetry
+    second_share: float = 0.4  # of the particles, which are of that kind
+    junk: float = 0.0  # part of the picked places where there is no particle (only noise and what stands around)
     write_tilt_images: bool = False  # also write images/*.mrc, which only RELION itself would want
 
     def __post_init__(self):
         object.__setattr__(self, "model", str(self.model))
         object.__setattr__(self, "poses", str(self.poses))
+        if self.second_model is not None:
+            object.__setattr__(self, "second_model", str(self.second_model))
         object.__setattr__(self, "defocus", tuple(np.atleast_1d(self.defocus).tolist()))
         hexamer = self.model == "hexamer"
         if self.symmetry is None:
@@ -63,6 +68,10 @@ class SimulationSettings:
             elif field.type == "float" or (field.type == "float | None" and value is not None):
                 require(_is_number(value, int | float), field.name, "a number")
         require(self.model in MODELS or Path(self.model).is_file(), "model", f"one of {MODELS} or an MRC map")
+        good = self.second_model is None or self.second_model in MODELS or Path(self.second_model).is_file()
+        require(good, "second_model", f"None, one of {MODELS} or an MRC map")
+        require(0 < self.second_share < 1, "second_share", "a part between 0 and 1")
+        require(0 <= self.junk < 1, "junk", "a part from 0 to below 1")
         known = self.poses in ("sphere", "random") or Path(self.poses).is_file()
         require(known, "poses", "'sphere', 'random' or an existing STAR file")
         require(self.tomograms >= 1, "tomograms", "at least 1")

@@ -22,7 +22,7 @@ from vdamkit.simulate.output import (
     write_particle_set,
     write_tilt_series,
 )
-from vdamkit.simulate.scene import Scene, scenes_from_star, simulated_scene
+from vdamkit.simulate.scene import Scene, scenes_from_star, simulated_scene, with_kinds
 from vdamkit.simulate.settings import SimulationSettings
 from vdamkit.simulate.tilt_series import TiltSeries, render_tilt_images
 from vdamkit.simulate.truth import average_neighbourhood
@@ -43,12 +43,15 @@ def simulate(output: str | Path, **options) -> dict[str, Path]:
         - ``picking_error=6.0`` Å, ``orientation_error=6.0`` degrees
         - ``poses="sphere"``: on virus-like spheres with their neighbours and priors; ``"random"``: free, no
           priors; or a STAR file with coordinates and true poses beside its tomograms.star
+        - ``second_model="asymmetric"``, ``second_share=0.4``: another kind of particle among them
+        - ``junk=0.3``: that part of the picked places holds no particle
         - ``seed=0``: same seed, same data
 
     Returns
     -------
     Paths by name: ``stacks2d`` and ``volumes3d`` (the optimisation sets; the latter only with volumes),
-    ``tomograms``, ``true_poses``, ``model``, ``recipe`` and, on spheres, ``true_map``.
+    ``tomograms``, ``true_poses`` (with rlnClassNumber 1, 2, or 0 for junk, where there are several kinds), ``model`` (and
+    ``second_model``), ``recipe`` and, on spheres, ``true_map``.
 
     Raises
     ------
@@ -67,18 +70,28 @@ def simulate(output: str | Path, **options) -> dict[str, Path]:
     scenes = _scenes(settings, scene_seed.spawn(settings.tomograms))
     noise_seeds = noise_seed.spawn(len(scenes))
     pixel_size = scenes[0].series.pixel_size
-    density = particle_model(settings.model, box=2 * (3 * settings.box // 4), pixel_size=pixel_size)
+    densities = _densities(settings, pixel_size)
     stacks, volumes, truth = [], [], []
     of_volumes = _shares(settings.volumes, [len(scene.picked) for scene in scenes])
     for number, scene in enumerate(scenes):
-        images = _noisy_images(scene, density, settings, np.random.default_rng(noise_seeds[number]))
+        images = _noisy_images(scene, densities, settings, np.random.default_rng(noise_seeds[number]))
         if settings.write_tilt_images:
             _write_tilt_images(folder, scene.series, images)
         stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number])
         stacks.append(stack_rows)
         volumes.append(volume_rows)
         truth.append(true_table(scene, settings.fold))
-    return _write_tables(folder, scenes, settings, density, stacks, volumes, truth)
+    return _write_tables(folder, scenes, settings, densities, stacks, volumes, truth)
+
+
+def _densities(settings: SimulationSettings, pixel_size: float) -> list[np.ndarray]:
+    """The model, and the second one with the same power, so that neither is told by its contrast."""
+    box = 2 * (3 * settings.box // 4)
+    first = particle_model(settings.model, box=box, pixel_size=pixel_size)
+    if settings.second_model is None:
+        return [first]
+    second = particle_model(settings.second_model, box=box, pixel_size=pixel_size)
+    return [first, second * np.float32(np.sqrt((first**2).sum() / (second**2).sum()))]
 
 
 def _shares(total: int, limits: list[int]) -> list[int]:
@@ -92,7 +105,7 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
     if settings.poses in ("sphere", "random"):
         shares = _shares(settings.particles, [settings.particles] * settings.tomograms)
         scenes = [
-            simulated_scene(seed, settings, number=i, count=share)
+            with_kinds(simulated_scene(seed, settings, number=i, count=share), settings, i)
             for i, (seed, share) in enumerate(zip(seeds, shares, strict=True))
         ]
     else:
@@ -112,10 +125,15 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
     return scenes
 
 
-def _noisy_images(scene: Scene, density: np.ndarray, settings: SimulationSettings, rng: np.random.Generator) -> np.ndarray:
+def _noisy_images(
+    scene: Scene, densities: list[np.ndarray], settings: SimulationSettings, rng: np.random.Generator
+) -> np.ndarray:
     """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure."""
-    series = scene.series
-    images = render_tilt_images(series, density, scene.sites.centres, scene.sites.rotations)
+    series, sites = scene.series, scene.sites
+    images = np.zeros((len(series.table), *series.size[1::-1]), np.float32)
+    for kind, density in enumerate(densities, start=1):
+        there = sites.of_kind(kind)
+        images += render_tilt_images(series, density, sites.centres[there], sites.rotations[there])
     if settings.variance_ratio is None:
         return images
     first = int(np.argmin(series.table["rlnMicrographPreExposure"]))
@@ -165,7 +183,7 @@ def _write_tables(
     folder: Path,
     scenes: list[Scene],
     settings: SimulationSettings,
-    density: np.ndarray,
+    densities: list[np.ndarray],
     stacks: list[pd.DataFrame],
     volumes: list[pd.DataFrame],
     truth: list[pd.DataFrame],
@@ -183,10 +201,13 @@ def _write_tables(
     if len(volume_rows):
         paths["volumes3d"] = write_particle_set(folder, "volumes3d", optics_table(scenes, settings, 3), volume_rows)
     write_star(paths["true_poses"], {"particles": pd.concat(truth)})
-    write_map(paths["model"], unpad(density, settings.box, 3), pixel_size)
+    write_map(paths["model"], unpad(densities[0], settings.box, 3), pixel_size)
+    for density in densities[1:]:
+        paths["second_model"] = folder / "second_model.mrc"
+        write_map(paths["second_model"], unpad(density, settings.box, 3), pixel_size)
     if settings.poses == "sphere":
         paths["true_map"] = folder / "true_map.mrc"
-        around = average_neighbourhood(scenes[0], density, box=settings.box, fold=settings.fold)
+        around = average_neighbourhood(scenes[0], densities[0], box=settings.box, fold=settings.fold)
         write_map(paths["true_map"], around, pixel_size)
     paths["recipe"].write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     return paths

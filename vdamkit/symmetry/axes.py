@@ -60,11 +60,15 @@ def axes_of(group: str) -> tuple[Axis, ...]:
     return tuple(Axis(tuple(vector.tolist()), fold) for vector, fold in found)
 
 
+def primitive_turn(fold: int) -> int:
+    """The largest multiple of 2π/fold, up to a half turn, that alone makes up the whole axis."""
+    return next(k for k in range(fold // 2, 0, -1) if np.gcd(k, fold) == 1)
+
+
 def turns_of(fold: int) -> list[int]:
     """Which multiples of 2π/fold are scored: the largest turns, as small ones hardly change a map, one of them primitive."""
     half = list(range(fold // 2, 0, -1))
-    primitive = next(k for k in half if np.gcd(k, fold) == 1)
-    return sorted({primitive, *half[:TURNS]}, reverse=True)[: TURNS + 1]
+    return sorted({primitive_turn(fold), *half[:TURNS]}, reverse=True)[: TURNS + 1]
 
 
 def weighted_shells(volume: np.ndarray, weight: np.ndarray, *, radius: float | None = None) -> np.ndarray:
@@ -130,6 +134,15 @@ class TurnedCopies:
         shift = np.array([p if p <= small // 2 else p - small for p in place[::-1]], np.float64)
         return float(value[place] / np.sqrt((turned**2).sum())), shift * self.px
 
+    def centre(self, turn: np.ndarray, elements: np.ndarray) -> np.ndarray:
+        """The point (px from the box centre) about which an arrangement's turns fit best: (1 - h) c = shift, least squares.
+
+        turn: `(3, 3)`, from RELION's setting into the map's frame. elements: `(m, 3, 3)`, in RELION's setting.
+        """
+        turns = turn @ elements @ turn.T
+        shifts = np.concatenate([self.best(h)[1] for h in turns])
+        return np.linalg.lstsq(np.concatenate(np.eye(3) - turns), shifts, rcond=1e-6)[0]
+
 
 @lru_cache(maxsize=1)
 def axis_grid() -> np.ndarray:
@@ -139,9 +152,12 @@ def axis_grid() -> np.ndarray:
     return vectors[upper]
 
 
-def axis_scores(copies: TurnedCopies, folds: Iterable[int]) -> dict[int, np.ndarray]:
-    """How well an n-fold axis fits, for every direction of :func:`axis_grid`, `(m,)` per fold: mean correlation over turns."""
-    turns = {fold: [Fraction(k, fold) for k in turns_of(fold)] for fold in folds}
+def axis_scores(copies: TurnedCopies, folds: Iterable[int], *, quick: bool = False) -> dict[int, np.ndarray]:
+    """How well an n-fold axis fits, for every direction of :func:`axis_grid`, `(m,)` per fold: mean correlation over turns.
+
+    quick: one primitive turn stands for all.
+    """
+    turns = {fold: [Fraction(k, fold) for k in ([primitive_turn(fold)] if quick else turns_of(fold))] for fold in folds}
     parts = sorted({part for several in turns.values() for part in several})  # a half turn serves 2, 4 and 6 alike
 
     def score(direction: np.ndarray) -> list[float]:
@@ -215,3 +231,19 @@ def elements_for(group: str, limit: int = 8) -> np.ndarray:
         for axis in chosen:
             out += [Rotation.from_rotvec(2 * np.pi * k / fold * np.array(axis.direction)).as_matrix() for k in angles]
     return np.stack(out)
+
+
+def telling_turns(group: str) -> np.ndarray:
+    """Turns of a group of which at least one fits badly where the group is wrong, `(m, 3, 3)`.
+
+    All about one main axis (one of them alone may come close to a turn of another group: 5/12 of a full turn to 3/7), and one
+    about an axis of every other fold, which together make up the group.
+    """
+    axes = sorted(axes_of(group), key=lambda axis: -axis.fold)
+    main, others = axes[0], axes[1:]
+    turns = [k / main.fold * np.array(main.direction) for k in range(1, main.fold // 2 + 1)]
+    folds = sorted({axis.fold for axis in others} - {main.fold}) or [axis.fold for axis in others[:1]]
+    for fold in folds:
+        axis = next(axis for axis in others if axis.fold == fold)
+        turns.append(primitive_turn(fold) / fold * np.array(axis.direction))
+    return Rotation.from_rotvec(2 * np.pi * np.array(turns)).as_matrix()

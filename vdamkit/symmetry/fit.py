@@ -14,12 +14,14 @@ from vdamkit.imaging.masks import soft_sphere
 from vdamkit.sampling.point_groups import operators, parse_symmetry
 from vdamkit.symmetry.axes import (
     BAND,
+    SMALL_BOX,
     TurnedCopies,
     arrangements,
     axes_of,
     axis_scores,
     elements_for,
     shrunk,
+    telling_turns,
     weighted_shells,
 )
 from vdamkit.symmetry.likeness import Judge, Likeness
@@ -27,6 +29,8 @@ from vdamkit.symmetry.likeness import Judge, Likeness
 POINTS = (2_500, 4_000, 12_000)  # voxels, about, at which maps are compared in the three refinements
 FINE_BOX = 2.5  # px of the last refinement's box per shell
 MORE = 14  # turns at most in the very last refinement
+POOR = 0.4  # mean FSC below which no turn of a group fits well
+APART_FROM_CHANCE = 0.5  # of the way from chance to the best turn about an axis that a group's own turns must go
 FINAL = 2  # candidates that are refined at full resolution
 
 
@@ -40,12 +44,14 @@ class SymmetryMatch:
     fsc: np.ndarray  # (N//2 + 1,) between the map and its copies turned by the group, mean over some of them
     correlation: float  # mean of that over the shells looked at
     resolution: float  # Å, where it falls below 0.5
+    warning: str = ""  # what speaks against the group, in a sentence
 
     def __str__(self) -> str:
         angle = np.degrees(np.linalg.norm(Rotation.from_matrix(self.rotation).as_rotvec()))
         return (
             f"{self.group}: the map agrees with its turned copies (FSC 0.5) to {self.resolution:.1f} Å, mean FSC "
             f"{self.correlation:.2f}, after a turn of {angle:.1f}° and a shift of {np.linalg.norm(self.shift):.1f} Å"
+            f"{f'. Beware: {self.warning}' if self.warning else ''}"
         )
 
 
@@ -91,7 +97,7 @@ def find_symmetry(
     coarse = Likeness(copies.map, copies.mask, elements, order=1, points=POINTS[0])
 
     def first(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        centre = _centre(copies, turn, elements)
+        centre = copies.centre(turn, elements)
         rotation, centre = coarse.refine(turn.T, centre / copies.px, group)
         return rotation, centre * copies.px
 
@@ -123,13 +129,6 @@ def _last_refinement(
     return at_scale(best, likeness(elements_for(group, MORE), POINTS[2]).polish)
 
 
-def _centre(copies: TurnedCopies, turn: np.ndarray, elements: np.ndarray) -> np.ndarray:
-    """The point (px from the box centre) about which an arrangement's turns fit best: (1 - h) c = shift, least squares."""
-    turns = turn @ elements @ turn.T
-    shifts = np.concatenate([copies.best(h)[1] for h in turns])
-    return np.linalg.lstsq(np.concatenate(np.eye(3) - turns), shifts, rcond=1e-6)[0]
-
-
 def _result(
     volume: np.ndarray, pixel_size: float, group: str, rotation: np.ndarray, centre: np.ndarray, radius: float, judge: Judge
 ) -> SymmetryMatch:
@@ -142,8 +141,32 @@ def _result(
     n = volume.shape[0]
     last = max(2, int(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0]))
     return SymmetryMatch(
-        group, rotation, shift * pixel_size, curve, float(curve[1 : last + 1].mean()), resolution_at(curve, 0.5, n, pixel_size)
-    )
+        group, rotation, shift * pixel_size, curve, float(curve[1 : last + 1].mean()), resolution_at(curve, 0.5, n, pixel_size),
+        _doubt(volume, group, mates[0], centre, radius, judge.band),
+    )  # fmt: skip
+
+
+def _doubt(volume: np.ndarray, group: str, rotation: np.ndarray, centre: np.ndarray, radius: float, band: int) -> str:
+    """What speaks against a group where it was found: none of its turns fits well, or others about its main axis fit as well.
+
+    The map is turned by all angles about that axis. Where it is symmetric the group's own turns stand out from the rest.
+    """
+    n = volume.shape[0]
+    box = min(n, 2 * int(np.ceil(SMALL_BOX * (band + 1) / 2)) + n % 2)
+    main = max(axes_of(group), key=lambda axis: axis.fold)
+    around = Rotation.from_rotvec(np.radians(np.arange(20.0, 181.0, 4.0))[:, None] * np.array(main.direction)).as_matrix()
+    own = telling_turns(group)
+    judge = Judge(shrunk(volume, box), radius * box / n, np.concatenate([own, around]), band, at_most=len(own) + len(around))
+    fits = judge.curves((rotation, centre * box / n))[:, 1 : band + 1].mean(1)
+    worst, chance, best = fits[: len(own)].min(), float(np.median(fits[len(own) :])), fits.max()
+    if fits[: len(own)].max() < POOR:
+        return f"no turn of {group} fits well (mean FSC {fits[: len(own)].max():.2f}); the map may have no symmetry, or another"
+    if worst < chance + APART_FROM_CHANCE * (best - chance):
+        return (
+            f"some turn of {group} fits no better (mean FSC {worst:.2f}) than turns by other angles do ({chance:.2f}, at best "
+            f"{best:.2f}); see symmetry_scores()"
+        )
+    return ""
 
 
 def _height(volume: np.ndarray, radius: float) -> float:

@@ -75,26 +75,31 @@ class Likeness:
 class Judge:
     """Mean FSC of a map with some of its turned copies: the normalised correlation by shell that decides."""
 
-    def __init__(self, volume: np.ndarray, radius: float, elements: np.ndarray, band: int):
+    def __init__(self, volume: np.ndarray, radius: float, elements: np.ndarray, band: int, *, at_most: int = JUDGES):
         n = volume.shape[0]
-        self._volume, self._band = volume, band
+        self._volume, self.band = volume, band
         self._spline = spline_filter(volume, order=3)
         self._mask = soft_sphere(n, radius, edge=0.06 * n)
-        chosen = np.unique(np.linspace(0, len(elements) - 1, JUDGES).astype(int))
+        chosen = np.unique(np.linspace(0, len(elements) - 1, min(at_most, len(elements))).astype(int))
         self._elements = elements[chosen]
         self._grid = (np.indices(volume.shape)[::-1].reshape(3, -1) - n // 2).astype(np.float64)
 
-    def curve(self, pose: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def curves(self, pose: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """FSC with each copy, `(m, N//2 + 1)`."""
         rotation, centre = pose
         curves = []
         for turn in rotation.T @ self._elements @ rotation:
             places = turn @ (self._grid - centre[:, None]) + centre[:, None] + self._volume.shape[0] // 2
             copy = map_coordinates(self._spline, places[::-1], order=3, prefilter=False).reshape(self._volume.shape)
             curves.append(fsc(copy, self._volume, self._mask))
-        return np.mean(curves, axis=0)
+        return np.array(curves)
+
+    def curve(self, pose: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """Their mean, `(N//2 + 1,)`."""
+        return self.curves(pose).mean(0)
 
     def __call__(self, pose: tuple[np.ndarray, np.ndarray]) -> float:
-        return float(self.curve(pose)[1 : self._band + 1].mean())
+        return float(self.curve(pose)[1 : self.band + 1].mean())
 
     def weights(self, pose: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Weight of each shell in the last refinement, `(N//2 + 1,)`: that FSC, up to where it falls below 0.3.
@@ -102,6 +107,6 @@ class Judge:
         With the power made even, a voxel's say is then about its signal's share in it.
         """
         curve = self.curve(pose)
-        last = max(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, min(self._band, len(curve) - 2))
+        last = max(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, min(self.band, len(curve) - 2))
         shells = np.arange(len(curve))
         return np.where((shells >= 1) & (shells <= last), np.clip(curve, 0, 1), 0)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vdamkit.errors import SettingsError
-from vdamkit.sampling.point_groups import parse_symmetry
+from vdamkit.sampling.point_groups import operators, parse_symmetry
 from vdamkit.state import State
 from vdamkit.symmetry.apply import moved_state
 from vdamkit.symmetry.fit import SymmetryMatch, find_symmetry
+from vdamkit.symmetry.scores import SymmetryScores, symmetry_scores
 
 if TYPE_CHECKING:
     from vdamkit.session import Session
@@ -49,6 +51,49 @@ def apply(session: Session, group: str | None) -> list[SymmetryMatch]:
     session._history.append(state, settings, session.report, note=f"symmetry applied: {main}")
     session._arrive()
     return matches
+
+
+def scores_of(session: Session, k: int | None, state: State | None) -> SymmetryScores:
+    """See :meth:`vdamkit.Session.symmetry_scores`."""
+    state = session.state if state is None else state
+    number = int(np.argmax(state.class_probability)) if k is None else session._class(k) - 1
+    if not np.ptp(state.maps[number]):
+        raise SettingsError(f"class {number + 1} is empty; there is nothing to score")
+    resolution = session.particles.box * session.pixel_size / state.resolution_shell
+    radius = session.settings.mask_diameter / 2
+    return symmetry_scores(state.maps[number], session.pixel_size, radius=radius, resolution=resolution)
+
+
+def take_up(session: Session) -> None:
+    """Where the next mini-batch is to run in a group that the maps do not have yet, turn them onto its axes first.
+
+    Where the maps show no such axes, as in the first mini-batches, those of the reference frame are taken. Nothing is to be
+    done where the new group is part of the old one, as it is for C6 → C3 or C6 → C1.
+    """
+    node, settings = session._history.node, session.settings
+    old, new = node.settings.search_symmetry, settings.search_symmetry
+    if old == new or node.iteration == 0 or _is_part(new, old):
+        return
+    matches = matches_of(session, new)
+    found = [match if not match.warning else still(match) for match in matches]
+    main = int(np.argmax(session.state.class_probability))
+    if any(match.warning for match in matches):
+        why = matches[main].warning
+        session._history.remark(f"{new} from here on, about the axes of the frame" + (f": {why}" if why else ""))
+    if not all(match.warning for match in matches):
+        state = moved_state(session.state, found, session.pixel_size)
+        session._history.append(state, settings, session.report, note=f"turned onto the axes of {found[main]}")
+        session._tell()
+
+
+def _is_part(small: str, large: str) -> bool:
+    """Whether each operator of one group is one of another as they are set."""
+    return all(np.abs(operators(large) - operator).max((1, 2)).min() < 1e-6 for operator in operators(small))
+
+
+def still(match: SymmetryMatch) -> SymmetryMatch:
+    """A match that leaves the map where it is and does not symmetrise it."""
+    return replace(match, group="C1", rotation=np.eye(3), shift=np.zeros(3))
 
 
 def final_state(session: Session) -> State | None:

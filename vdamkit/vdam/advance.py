@@ -162,6 +162,7 @@ def _write_poses(new: State, old: State, found: list[Found], iteration: int, sym
         "offsets": np.concatenate([f.offsets for f in found]),
         "class_number": np.concatenate([f.classes for f in found]) + 1,
         "pmax": np.concatenate([f.pmax for f in found]),
+        "class_share": np.concatenate([f.class_share for f in found]),
         "log_likelihood": np.concatenate([f.log_likelihood for f in found]),
         "n_significant": np.concatenate([f.n_significant for f in found]),
         "last_visit": np.full(len(index), iteration),

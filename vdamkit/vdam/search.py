@@ -62,6 +62,12 @@ class Posterior:
     pmax: float = 0.0
     n_significant: int = 0
 
+    def share(self, class_index: int) -> float:
+        """Part of the posterior that a class holds, over all orientations and shifts that were kept."""
+        kept = [float(block.scores.sum(dtype=np.float64)) for block in self.blocks]
+        mine = [value for value, block in zip(kept, self.blocks, strict=True) if block.class_index == class_index]
+        return sum(mine) / sum(kept)
+
 
 @dataclass(frozen=True)
 class Batch:

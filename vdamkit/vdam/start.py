@@ -56,7 +56,7 @@ def initial_state(particles: Particles, settings, backend) -> State:
     kind = np.complex64 if real == np.float32 else np.complex128
     poses = Poses(
         np.array(particles.angles, np.float64), np.array(particles.offsets, np.float64), np.zeros(n, np.int32),
-        np.zeros(n, np.float32), np.zeros(n), np.zeros(n, np.int32), np.zeros(n, np.int32),
+        np.zeros(n, np.float32), np.zeros(n), np.zeros(n, np.int32), np.zeros(n, np.int32), np.zeros(n, np.float32),
     )  # fmt: skip
     return State(
         iteration=0, maps=maps.astype(real), moment1=np.zeros((classes, 2, box, box, half), kind),

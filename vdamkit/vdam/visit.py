@@ -35,6 +35,7 @@ class Found:
     offsets: np.ndarray  # Å
     classes: np.ndarray
     pmax: np.ndarray
+    class_share: np.ndarray
     log_likelihood: np.ndarray
     n_significant: np.ndarray
 
@@ -165,6 +166,7 @@ def best_poses(search: Search, batch: Batch, posteriors: list[Posterior], pixel_
     chosen = np.array([shifts[p.shifts[p.best[2]]] for p in posteriors])
     return Found(
         batch.index, matrix_to_euler(rotations), (batch.offsets + chosen) * pixel_size, best[:, 0],
-        np.array([p.pmax for p in posteriors]), np.array([p.log_evidence for p in posteriors]),
+        np.array([p.pmax for p in posteriors]), np.array([p.share(p.best[0]) for p in posteriors]),
+        np.array([p.log_evidence for p in posteriors]),
         np.array([p.n_significant for p in posteriors]),
     )  # fmt: skip
