@@ -1,4 +1,5 @@
-"""The command line: ``vdamkit run``, ``resume``, ``check``, ``align-symmetry``, ``simulate``, ``demo``, ``tutorial``.
+"""The command line: ``vdamkit run``, ``resume``, ``check``, ``align-symmetry``, ``symmetry-scores``, ``simulate``,
+``demo``, ``tutorial``.
 
 Only the list of commands lives here; a command's own module is loaded when it is asked for, so that
 ``vdamkit --help`` answers at once. Every mistake of the user ends in one sentence on stderr and exit code 2.
@@ -21,6 +22,7 @@ COMMANDS = {
     "resume": ("vdamkit.cli_jobs", "Go on with a run that was stopped or killed."),
     "check": ("vdamkit.cli_jobs", "Read headers only: what was found, memory, time, every problem at once."),
     "align-symmetry": ("vdamkit.cli_symmetry", "Find the axes of a point group in a map made in C1, and turn it onto them."),
+    "symmetry-scores": ("vdamkit.cli_symmetry", "Which point groups a map made in C1 supports."),
     "simulate": ("vdamkit.cli_data", "Make virtual tilt series with known poses and extract the particles."),
     "demo": ("vdamkit.cli_data", "The whole job on the data that comes with vdamkit, with a picture at the end."),
     "tutorial": ("vdamkit.cli_data", "Copy the tutorial notebooks to a folder and open JupyterLab on the first."),

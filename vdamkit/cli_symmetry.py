@@ -1,4 +1,4 @@
-"""``vdamkit align-symmetry``."""
+"""``vdamkit align-symmetry`` and ``vdamkit symmetry-scores``."""
 
 from __future__ import annotations
 
@@ -28,18 +28,11 @@ def align_symmetry(
     All axes and centres are searched, so the result needs no seed. With --particles their angles and origins go on
     fitting the map. RELION's counterpart is relion_align_symmetry.
     """
-    import numpy as np
-
     from vdamkit.compare import moved
-    from vdamkit.io.mrc import read_map, write_mrc
+    from vdamkit.io.mrc import write_mrc
     from vdamkit.symmetry import find_symmetry, symmetrised
 
-    number = None
-    if map_path.endswith(".star"):
-        map_path, number = _map_of_model(map_path, largest)
-    volume, pixel_size = read_map(map_path)
-    if not np.isfinite(volume).all() or not np.ptp(volume):
-        raise InputError(f"{map_path}: the map holds nothing (constant, or not finite); give another map")
+    volume, pixel_size, number = _read(map_path, largest)
     blocks = _with_poses(particles) if particles else None
     target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
     match = find_symmetry(volume, pixel_size, group, radius=radius)
@@ -70,6 +63,46 @@ def _with_poses(path: str) -> dict:
     if missing:
         raise InputError(f"{path}: data_particles lacks the column {missing[0]}; give a run_itNNN_data.star, which has poses")
     return blocks
+
+
+def _read(map_path: str, largest: bool) -> tuple:
+    """A map, its pixel size in Å, and the number of its class where it was named by a model.star."""
+    import numpy as np
+
+    from vdamkit.io.mrc import read_map
+
+    number = None
+    if map_path.endswith(".star"):
+        map_path, number = _map_of_model(map_path, largest)
+    volume, pixel_size = read_map(map_path)
+    if not np.isfinite(volume).all() or not np.ptp(volume):
+        raise InputError(f"{map_path}: the map holds nothing (constant, or not finite); give another map")
+    return volume, pixel_size, number
+
+
+@click.command("symmetry-scores", cls=SectionCommand, short_help="Which point groups a map made in C1 supports.")
+@click.option("--i", "map_path", required=True, metavar="MAP", help="The map (.mrc), made in C1; or a run_itNNN_model.star.")
+@click.option("--select-largest-class", "largest", is_flag=True, help="Of a model.star with several classes take the largest.")
+@click.option("--radius", default=None, type=click.FLOAT, metavar="Å", help="Sphere to look at; default 0.4 of the box.")
+@click.option("--resolution", default=None, type=click.FLOAT, metavar="Å", help="Finest detail to look at.")
+@click.option("--o", "output", default=None, metavar="PNG", help="Also draw the scores.")
+def symmetry_scores(map_path: str, largest: bool, radius: float | None, resolution: float | None, output: str | None) -> None:
+    """Score the groups C2 to C14, D2 to D12, T, O and I: how well the map agrees with the copy of each that fits least.
+
+    A true group scores as well as the best one, the others no better than chance. RELION has no counterpart.
+    """
+    from vdamkit.symmetry import symmetry_scores as score
+
+    volume, pixel_size, _ = _read(map_path, largest)
+    scores = score(volume, pixel_size, radius=radius, resolution=resolution)
+    click.echo(scores.table().head(10).round(2).to_string())
+    click.echo(str(scores))
+    if output is not None:
+        from vdamkit.notebook import Picture
+        from vdamkit.notebook.figures import png
+        from vdamkit.notebook.symmetry_figure import symmetry_figure
+
+        click.echo(f"picture: {Picture(png(symmetry_figure(scores, heading=Path(map_path).name))).save(output)}")
 
 
 def _map_of_model(path: str, largest: bool) -> tuple[str, int]:

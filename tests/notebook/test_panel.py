@@ -186,6 +186,50 @@ def test_pictures_follow_and_only_the_one_looked_at_is_drawn(job):
     run(scenario())
 
 
+def test_symmetry_is_scored_when_a_person_asks(job):
+    async def scenario():
+        job.run(3)
+        panel = job.panel()
+        await idle(panel)
+        number = next(i for i, page in enumerate(panel.pages) if page.name == "Symmetry")
+        page = panel.pages[number]
+        panel.face.tabs.selected_index = number
+        await until(lambda: not panel.painter.busy)
+        button, says = page.box.children[0].children[0], page.box.children[1]
+        assert len(page.image.value) < 200, "nothing is scored before"
+        button.click()
+        assert "scoring" in says.value
+        await until(lambda: len(page.image.value) > 1000, 60)
+        assert "scoring" not in says.value and not panel.painter.errors
+        panel.close()
+
+    run(scenario())
+
+
+def test_classes_are_split_and_dropped(job):
+    async def scenario():
+        panel = job.panel()
+        await idle(panel)
+        panel.face.buttons["split"].click()
+        assert "no mini-batch" in text(panel.face.message), "there are no halves yet"
+        panel.face.buttons["step"].click()
+        await until(lambda: job.iteration == 1)
+        await idle(panel)
+        assert panel.face.buttons["drop"].disabled
+        panel.face.buttons["split"].click()
+        await until(lambda: len(panel.face.which.options) == 2)
+        assert job.settings.classes == 2 and not panel.face.buttons["drop"].disabled
+        panel.face.tabs.selected_index = 1
+        await until(lambda: len(panel.pages[1].box.children[0].options) == 2)
+        panel.face.which.value = 2
+        panel.face.buttons["drop"].click()
+        await until(lambda: len(panel.face.which.options) == 1)
+        assert job.settings.classes == 1 and panel.face.which.value == 1
+        panel.close()
+
+    run(scenario())
+
+
 def test_a_branch_is_another_session_beside_this_one(job):
     async def scenario():
         panel = job.panel()

@@ -209,14 +209,18 @@ def test_a_smaller_symmetry_needs_no_turn(c1_job, smaller):
     assert np.corrcoef(before.ravel(), job.map.ravel())[0, 1] > 0.9
 
 
-def test_axes_that_are_not_there_are_not_made_up(c1_job):
+def test_a_group_whose_axes_are_not_there_is_imposed_where_the_frame_has_them(c1_job):
     job = c1_job[1].branch()
     job.apply_symmetry("C6")
-    nodes = len(job.line())
+    before, nodes = job.state.poses, len(job.line())
     job.change(symmetry="C5")
     job.step()
-    assert len(job.line()) == nodes + 1
-    assert any("about the axes of the frame" in note for note in notes(job))
+    assert len(job.line()) == nodes + 2 and "C5 about the axes of the frame" in notes(job)[-2]
+    made = job._history.nodes[job.line()[-2]].state
+    np.testing.assert_allclose(made.poses.angles, before.angles, rtol=1e-12)
+    turn = Rotation.from_euler("z", 72, degrees=True).as_matrix()
+    away = np.abs(moved(made.maps[0], turn, np.zeros(3)) - made.maps[0])[4:-4, 4:-4, 4:-4]
+    assert away.max() < 0.05 * np.abs(made.maps[0]).max()
 
 
 def test_the_start_is_not_turned(c1_job):
@@ -232,6 +236,17 @@ def test_which_groups_are_part_of_others():
 
     assert _is_part("C3", "C6") and _is_part("D2", "O") and _is_part("C1", "I1") and _is_part("C7", "D7")
     assert not _is_part("C6", "C3") and not _is_part("C5", "I2") and not _is_part("O", "T")
+
+
+def test_axes_that_the_prior_does_not_admit_are_said():
+    from vdamkit.symmetry.of_session import _clash
+
+    settings = vk.Settings(tilt_prior_width=10)
+    match = a_match()
+    turned = [Rotation.from_euler("y", angle, degrees=True).as_matrix() for angle in (15, 30, 170)]
+    said = [_clash(settings, SymmetryMatch("C6", turn, match.shift, match.fsc, 1.0, 10.0)) for turn in turned]
+    assert said[0] == said[2] == "" and "30°" in said[1]
+    assert _clash(vk.Settings(), match) == ""
 
 
 def test_a_doubtful_symmetry_is_said(c1_job):
@@ -261,3 +276,16 @@ def test_the_largest_class_of_a_model_is_aligned(c1_job, tmp_path):
     model.with_name("run_it010_class001.mrc").unlink()
     gone = CliRunner().invoke(cli, [*common, "--select-largest-class"])
     assert gone.exit_code == 2 and "rlnReferenceImage" in gone.output
+
+
+def test_the_command_scores_a_map(c1_job, tmp_path):
+    path = c1_job[0] / "job" / "run_it010_class001.mrc"
+    done = CliRunner().invoke(
+        cli, ["symmetry-scores", "--i", str(path), "--resolution", "40", "--radius", "110", "--o", str(tmp_path / "s.png")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "C6" in done.output.splitlines()[2] + done.output.splitlines()[3] + done.output.splitlines()[4]
+    assert "chance" in done.output and (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    empty = tmp_path / "empty.mrc"
+    write_mrc(empty, np.zeros((8, 8, 8), np.float32), 1.0)
+    assert CliRunner().invoke(cli, ["symmetry-scores", "--i", str(empty)]).exit_code == 2

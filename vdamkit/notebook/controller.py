@@ -141,6 +141,10 @@ class Controller:
     def go_to(self, node: int) -> None:
         self._move(lambda: self.session.go_to(node))
 
+    def edit(self, act: Callable[[], Any]) -> None:
+        """Change the state in another way than by a mini-batch, such as to split a class."""
+        self._move(act)
+
     def _move(self, move: Callable[[], Any]) -> None:
         """Go elsewhere in the history; a running mini-batch is discarded first."""
         self.stop()

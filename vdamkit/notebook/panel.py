@@ -69,6 +69,8 @@ class Panel:
         act = {
             "step": c.step, "run": lambda: c.run(self.face.to_go.value), "pause": self._pause_or_go_on, "stop": c.stop,
             "undo": c.undo, "redo": c.redo, "branch": self.branch, "save": self.save, "seed": self.another_seed,
+            "split": lambda: c.edit(lambda: self.session.split_class(self.face.which.value)),
+            "drop": lambda: c.edit(lambda: self.session.drop_class(self.face.which.value)),
             "ghost": lambda: self._change(psi_prior_width=GHOST_WIDTH), "compare": self.compare,
         }[name]  # fmt: skip
         self._guarded(act)
@@ -186,6 +188,7 @@ class Panel:
         for knob in self.knobs:
             if not knob.error and knob not in self._late:
                 knob.set(self.session.settings)
+        self.face.classes(self.session.settings.classes)
         self._refresh_knobs()
         self._refresh_status()
         self._refresh_history()

@@ -24,6 +24,8 @@ BUTTONS = {
     "save": ("Save", "save", "Write RELION's files and a checkpoint to the folder below", ""),
     "seed": ("Another seed", "random", "A second panel that begins anew with another seed", ""),
     "ghost": (f"σψ {GHOST_WIDTH:g}°", "", "Use a prior on psi, which keeps the sign of the picked normal", "warning"),
+    "split": ("Split", "code-fork", "Let this class go on as two, which differ as its pseudo-halves do", ""),
+    "drop": ("Drop", "trash", "Take this class away; its particles count as never visited", ""),
     "compare": ("Compare", "columns", "Both maps, their difference and their FSC", ""),
 }
 """Text, icon, tooltip and style by name; the name is also what :class:`Face` calls when it is pressed."""
@@ -52,6 +54,8 @@ class Face:
         self.inside, self.whole = widgets.FloatProgress(**bar), widgets.FloatProgress(**bar, bar_style="success")
         self.inside_text, self.whole_text, self.ghost_text = (widgets.HTML() for _ in range(3))
         self.ghost = widgets.VBox([self.ghost_text, self.buttons["ghost"]], layout=widgets.Layout(display="none"))
+        self.which = widgets.Dropdown(options=[("class 1", 1)], value=1, layout=widgets.Layout(width="95px"))
+        self.which.tooltip = "session.merge_classes(k, into) merges two (RELION keeps the number of classes, --K)"
         self._history_tab()
         self.tabs = widgets.Tab([*(page.box for page in pages), self.history, self.log])
         self.tabs.titles = (*(page.name for page in pages), "History", "Log")
@@ -60,7 +64,20 @@ class Face:
         self.branches = widgets.VBox([])
         heading = [widgets.HTML(f"<b>{escape(title)}</b>")] if title else []
         self.widget = widgets.VBox([*heading, widgets.HBox([self._left(knobs), right]), self.branches])
-        for name in ("to_go", "folder", "status", "message", "verdict", "log", "inside", "whole", "ghost", "tabs", "widget"):
+        for name in (
+            "to_go",
+            "folder",
+            "which",
+            "status",
+            "message",
+            "verdict",
+            "log",
+            "inside",
+            "whole",
+            "ghost",
+            "tabs",
+            "widget",
+        ):
             getattr(self, name).add_class(f"vk-{name.replace('_', '-')}")
 
     def _button(self, name: str, press: Callable[[str], None]) -> Any:
@@ -82,6 +99,7 @@ class Face:
                 widgets.HBox([b["undo"], b["redo"], b["branch"], b["save"]]),
                 widgets.HBox([widgets.HTML("to go", **label), self.to_go, b["seed"]]),
                 widgets.HBox([widgets.HTML("folder", **label), self.folder]),
+                widgets.HBox([widgets.HTML("classes", **label), self.which, b["split"], b["drop"]]),
                 self.message, self.ghost, *(knob.box for knob in knobs), self.verdict,
             ],
             layout=widgets.Layout(width="350px", min_width="350px", padding="0 8px 0 0"),
@@ -102,6 +120,14 @@ class Face:
         choice = widgets.HBox([self.first, self.second, self.buttons["compare"]])
         self.history = widgets.VBox([hint, self.tree, choice, self.comparison])
         self.history.add_class("vk-history")
+
+    def classes(self, count: int) -> None:
+        """Offer as many classes as there are."""
+        if len(self.which.options) != count:
+            kept = min(self.which.value, count)
+            self.which.options = [(f"class {k}", k) for k in range(1, count + 1)]
+            self.which.value = kept
+        self.buttons["drop"].disabled = count == 1
 
     def offer(self, names: list[str], first: str, second: str) -> None:
         """States that can be compared, and two to begin with; what a person chose stays chosen."""

@@ -66,14 +66,18 @@ def moved_state(state: State, matches: Sequence[SymmetryMatch], pixel_size: floa
 
     matches: one per class. Particles never visited move with the fullest class.
     """
+
+    def onto(volume: np.ndarray, match: SymmetryMatch) -> np.ndarray:
+        shift = match.shift / pixel_size
+        still = np.array_equal(match.rotation, np.eye(3)) and not shift.any()  # then nothing has to be interpolated
+        return symmetrised(volume if still else moved(volume, match.rotation, shift), match.group)
+
     maps, moment1, moment2 = (np.empty_like(a) for a in (state.maps, state.moment1, state.moment2))
     for k, match in enumerate(matches):
-        rotation, shift, group = match.rotation, match.shift / pixel_size, match.group
-        maps[k] = symmetrised(moved(state.maps[k], rotation, shift), group)
+        maps[k] = onto(state.maps[k], match)
         for half in range(2):
-            gradient = fourier_to_map(state.moment1[k, half])
-            moment1[k, half] = map_to_fourier(symmetrised(moved(gradient, rotation, shift), group))
-        moment2[k] = _turned_weights(state.moment2[k], operators(group) @ rotation)
+            moment1[k, half] = map_to_fourier(onto(fourier_to_map(state.moment1[k, half]), match))
+        moment2[k] = _turned_weights(state.moment2[k], operators(match.group) @ match.rotation)
     poses, main = state.poses, int(np.argmax(state.class_probability))
     for k, match in enumerate(matches):
         mine = (state.poses.class_number == k + 1) | ((state.poses.class_number == 0) & (k == main))

@@ -16,7 +16,9 @@ from vdamkit.symmetry.scores import SymmetryScores, symmetry_scores
 
 if TYPE_CHECKING:
     from vdamkit.session import Session
+    from vdamkit.settings import Settings
 
+CLASH = 2.0  # widths of the tilt prior by which the z axis may turn
 EMPTY = 1e-3  # share of the particles below which a class has no axes to find
 
 
@@ -48,7 +50,7 @@ def apply(session: Session, group: str | None) -> list[SymmetryMatch]:
     state = moved_state(session.state, matches, session.pixel_size)
     main = matches[int(np.argmax(state.class_probability))]
     settings = session.settings.replace(symmetry=main.group, run_in_c1=False)
-    session._history.append(state, settings, session.report, note=f"symmetry applied: {main}")
+    session._history.append(state, settings, session.report, note=f"symmetry applied: {main}{_clash(settings, main)}")
     session._arrive()
     return matches
 
@@ -65,7 +67,7 @@ def scores_of(session: Session, k: int | None, state: State | None) -> SymmetryS
 
 
 def take_up(session: Session) -> None:
-    """Where the next mini-batch is to run in a group that the maps do not have yet, turn them onto its axes first.
+    """Where the next mini-batch is to run in a group that the maps do not have yet, turn them onto its axes and symmetrise.
 
     Where the maps show no such axes, as in the first mini-batches, those of the reference frame are taken. Nothing is to be
     done where the new group is part of the old one, as it is for C6 → C3 or C6 → C1.
@@ -74,26 +76,35 @@ def take_up(session: Session) -> None:
     old, new = node.settings.search_symmetry, settings.search_symmetry
     if old == new or node.iteration == 0 or _is_part(new, old):
         return
-    matches = matches_of(session, new)
-    found = [match if not match.warning else still(match) for match in matches]
-    main = int(np.argmax(session.state.class_probability))
-    if any(match.warning for match in matches):
-        why = matches[main].warning
-        session._history.remark(f"{new} from here on, about the axes of the frame" + (f": {why}" if why else ""))
-    if not all(match.warning for match in matches):
-        state = moved_state(session.state, found, session.pixel_size)
-        session._history.append(state, settings, session.report, note=f"turned onto the axes of {found[main]}")
-        session._tell()
+    matches = [_in_place(match) if match.warning else match for match in matches_of(session, new)]
+    main = matches[int(np.argmax(session.state.class_probability))]
+    state = moved_state(session.state, matches, session.pixel_size)
+    note = f"{new} about the axes of the frame: {main.warning}" if main.warning else f"turned onto the axes of {main}"
+    note += _clash(settings, main)
+    session._history.append(state, settings, session.report, note=note)
+    session._tell()
+
+
+def _clash(settings: Settings, match: SymmetryMatch) -> str:
+    """What to say where the axes lie elsewhere than the prior on the tilt angle expects the particle's z axis."""
+    away = float(np.degrees(np.arccos(min(1.0, abs(match.rotation[2, 2])))))
+    width = settings.tilt_prior_width
+    if width is None or away <= CLASH * width:
+        return ""
+    return (
+        f"; but the z axis turned by {away:.0f}°, which the prior on tilt ({width:g}°) does not admit: switch it off "
+        "(tilt_prior_width=None)"
+    )
+
+
+def _in_place(match: SymmetryMatch) -> SymmetryMatch:
+    """A match that leaves the map where it is."""
+    return replace(match, rotation=np.eye(3), shift=np.zeros(3))
 
 
 def _is_part(small: str, large: str) -> bool:
     """Whether each operator of one group is one of another as they are set."""
     return all(np.abs(operators(large) - operator).max((1, 2)).min() < 1e-6 for operator in operators(small))
-
-
-def still(match: SymmetryMatch) -> SymmetryMatch:
-    """A match that leaves the map where it is and does not symmetrise it."""
-    return replace(match, group="C1", rotation=np.eye(3), shift=np.zeros(3))
 
 
 def final_state(session: Session) -> State | None:

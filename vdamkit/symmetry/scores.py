@@ -131,7 +131,8 @@ def symmetry_scores(
     Parameters
     ----------
     volume: `(N, N, N)` zyx. pixel_size: Å. radius: Å, of the sphere that is looked at; default 0.4 of the box.
-    resolution: Å, finest detail to look at; by default two thirds of Nyquist, or what the map's best symmetry reaches.
+    resolution: Å, finest detail to look at, of at most 26 shells; by default two thirds of Nyquist. Detail beyond what the
+        best group reaches does not count.
     groups: those to try.
 
     Returns
@@ -149,7 +150,7 @@ def symmetry_scores(
         raise ValueError("the map holds nothing (constant, or not finite)")
     n = volume.shape[0]
     radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
-    finest = n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution))
+    finest = min(2 * BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution)))
     fits = _Fits(volume, radius_px, max(4, min(BAND, finest)))
     groups = [parse_symmetry(group) for group in groups]
     poses = fits.search(groups)
