@@ -133,10 +133,12 @@ class Notebook:
     def run_all(self, timeout: float) -> None:
         """Run ▸ Run All Cells, and wait until every cell has run or one has failed."""
         page = self.page
+        prompts = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'), e => e.textContent)"
+        before = page.evaluate(f"{prompts}.join()")
         page.click(".lm-MenuBar-itemLabel:text-is('Run')")
         page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-        prompts = "Array.from(document.querySelectorAll('.jp-CodeCell .jp-InputPrompt'), e => e.textContent)"
-        page.wait_for_function(f"{prompts}.some(t => t.includes('*'))", timeout=30_000)
+        # a short cell may have run before its star is seen; then its number is
+        page.wait_for_function(f"before => {prompts}.join() != before", arg=before, timeout=30_000)
         failed = "document.querySelector('[data-mime-type=\"application/vnd.jupyter.error\"]')"
         page.wait_for_function(f"{failed} || !{prompts}.some(t => t.includes('*'))", timeout=timeout * 1000)
         problem = page.evaluate(f"(e => e ? e.textContent : '')({failed})")

@@ -200,7 +200,7 @@ def convergence_page(session: Any) -> Page:
 def symmetry_page(session: Any, redraw: Callable[[], None]) -> Page:
     """Which point groups the map of a chosen class supports; scored when a person asks for it, as it takes some seconds."""
     choice = _class_choice(session, redraw)
-    button = widgets.Button(description="Score the map", icon="search", layout=widgets.Layout(width="130px"))
+    button = widgets.Button(description="Score the map", icon="search", layout=widgets.Layout(width="160px"))
     button.tooltip = "Compare the current map with its copies turned by every group C2 to C14, D2 to D12, T, O, I"
     button.add_class("vk-score-symmetry")
     said = widgets.HTML(f'<div class="vk-note">{WHICH_SYMMETRY}</div>')
@@ -228,6 +228,7 @@ def symmetry_page(session: Any, redraw: Callable[[], None]) -> Page:
         return make
 
     def shown() -> None:
+        image.layout.display = None if kept["picture"] is not BLANK else "none"
         if not kept["wanted"]:
             said.value = f'<div class="vk-note">{kept["said"]}</div>'
 

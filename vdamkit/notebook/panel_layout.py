@@ -54,7 +54,7 @@ class Face:
         self.inside, self.whole = widgets.FloatProgress(**bar), widgets.FloatProgress(**bar, bar_style="success")
         self.inside_text, self.whole_text, self.ghost_text = (widgets.HTML() for _ in range(3))
         self.ghost = widgets.VBox([self.ghost_text, self.buttons["ghost"]], layout=widgets.Layout(display="none"))
-        self.which = widgets.Dropdown(options=[("class 1", 1)], value=1, layout=widgets.Layout(width="95px"))
+        self.which = widgets.Dropdown(options=[("class 1", 1)], value=1, layout=widgets.Layout(width="87px"))
         self.which.tooltip = "session.merge_classes(k, into) merges two (RELION keeps the number of classes, --K)"
         self._history_tab()
         self.tabs = widgets.Tab([*(page.box for page in pages), self.history, self.log])
