@@ -100,7 +100,7 @@ class Search:
     centres: np.ndarray  # (c, 3) degrees
     symmetry: str
     sigma_offset: float  # px
-    log_class: np.ndarray  # (K,)
+    log_class: np.ndarray  # (K,) log prior of each class
     adaptive_fraction: float
     max_significant: int
     volumes: np.ndarray  # (K, box, box, box)
@@ -200,7 +200,10 @@ def make_search(state: State, settings, particles: Particles, backend: Backend, 
     )  # fmt: skip
     centres, _ = unique_centres(prior_centres(state, particles, index, prior))
     step, p = state.offset_step / px, state.perturbation
-    log_class = np.log(np.maximum(state.class_probability, 1e-12))
+    # No class is likelier than another before the data speak, as in RELION's runs with angular priors
+    # (ml_optimiser.cpp:convertAllSquaredDifferencesToWeights). With populations as priors a class that loses a few particles
+    # early on, when maps are blobs, loses all.
+    log_class = np.full(len(state.maps), -np.log(len(state.maps)))
     return Search(
         box=box, backend=backend, dtype=settings.real, levels=levels,
         perturbation=p * angular_step(levels[0].grid.order if settings.adaptive else state.healpix_order),
