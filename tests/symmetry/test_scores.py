@@ -12,7 +12,8 @@ from vdamkit.symmetry import symmetry_scores
 from vdamkit.symmetry.axes import axes_of, telling_turns
 from vdamkit.symmetry.scores import GROUPS, is_subgroup
 
-SMALL = ("C2", "C3", "C4", "C5", "C6", "C7", "C9", "D2", "D3", "D6", "T", "O")
+SMALL = ("C2", "C3", "C4", "C5", "C6", "C7", "D2", "D3", "D6", "O")
+FEW = ("C2", "C3", "C4", "C5", "C6")
 
 
 @pytest.mark.parametrize("large", GROUPS)
@@ -77,14 +78,14 @@ def test_a_dihedral_group_is_told_from_its_main_axis():
 
 def test_no_symmetry_is_not_made_up():
     volume, _, _ = planted("C1", 7, box=40, blobs=60)
-    scores = symmetry_scores(volume, 2.0, groups=SMALL)
+    scores = symmetry_scores(volume, 2.0, groups=[*FEW, "C7", "D2"])
     assert scores.named == "C1" or "C1" in scores.possible
 
 
 def test_scores_do_not_depend_on_the_grey_scale(of_c6):
     volume, _, _ = planted("C6", 5, box=40, blobs=60)
-    again = symmetry_scores(1e3 * volume + 7, 2.0, groups=SMALL)
-    np.testing.assert_allclose(again.table()["score"], of_c6[0].table()["score"], atol=2e-3)
+    again = symmetry_scores(1e3 * volume + 7, 2.0, groups=FEW).table()
+    np.testing.assert_allclose(again["score"], of_c6[0].table().loc[again.index, "score"], atol=2e-3)
 
 
 def test_what_cannot_be_scored():
@@ -101,5 +102,5 @@ def test_the_picture_marks_what_fits(of_c6):
     figure = symmetry_figure(scores, heading="after mini-batch 7")
     assert png(figure)[:4] == b"\x89PNG"
     left, right = figure.axes
-    assert [label.get_text() for label in left.get_xticklabels()] == [*SMALL[:7], *SMALL[7:]]
+    assert [label.get_text() for label in left.get_xticklabels()] == list(SMALL)
     assert "C6" in right.get_title() and "mini-batch 7" in figure.get_suptitle()

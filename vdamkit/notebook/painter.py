@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vdamkit.notebook.loop import Loop
 
-SHARE = 0.1  # of the time that redrawing may take while a run goes on
+SHARE = 0.06  # of the time that redrawing may take while a run goes on
 
 
 class Painter:
