@@ -84,7 +84,7 @@ def test_no_symmetry_is_not_made_up():
 
 def test_scores_do_not_depend_on_the_grey_scale(of_c6):
     volume, _, _ = planted("C6", 5, box=40, blobs=60)
-    again = symmetry_scores(1e3 * volume + 7, 2.0, groups=FEW).table()
+    again = symmetry_scores(1e3 * volume + 7, 2.0, groups=SMALL).table()
     np.testing.assert_allclose(again["score"], of_c6[0].table().loc[again.index, "score"], atol=2e-3)
 
 
