@@ -19,7 +19,6 @@ from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.settings import Settings, check_mask
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
-from vdamkit.symmetry.of_session import take_up
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.start import initial_state
 
@@ -159,6 +158,8 @@ class Session(Edits):
         """One mini-batch. On any error or cancellation the state before it stays; nothing is lost."""
         self._ensure_start()
         if self._pending.search_symmetry != self._history.node.settings.search_symmetry:
+            from vdamkit.symmetry.of_session import take_up
+
             take_up(self)
         with self._lock:
             before, settings, source, backend = self.state, self._pending, self._source, self._backend

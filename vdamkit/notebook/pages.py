@@ -214,6 +214,7 @@ def symmetry_page(session: Any, redraw: Callable[[], None]) -> Page:
         redraw()
 
     def draw() -> Callable[[], bytes]:
+        """The last picture again, or a new one where a person asked for it."""
         wanted, kept["wanted"] = kept["wanted"], False
         state, k = session.state, _chosen_class(choice, session)
 

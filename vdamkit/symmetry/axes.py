@@ -71,6 +71,16 @@ def turns_of(fold: int) -> list[int]:
     return sorted({primitive_turn(fold), *half[:TURNS]}, reverse=True)[: TURNS + 1]
 
 
+def checked_map(volume: np.ndarray) -> np.ndarray:
+    """The map as float64. Raises ValueError where it is no cube or holds nothing."""
+    volume = np.asarray(volume, np.float64)
+    if volume.ndim != 3 or len(set(volume.shape)) != 1:
+        raise ValueError(f"a map must be a cube, got {volume.shape}")
+    if not np.isfinite(volume).all() or np.ptp(volume) == 0:
+        raise ValueError("the map holds nothing (constant, or not finite)")
+    return volume
+
+
 def weighted_shells(volume: np.ndarray, weight: np.ndarray, *, radius: float | None = None) -> np.ndarray:
     """The map with its mean power per voxel of Fourier space made `weight` in every shell.
 

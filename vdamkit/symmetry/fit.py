@@ -19,6 +19,7 @@ from vdamkit.symmetry.axes import (
     arrangements,
     axes_of,
     axis_scores,
+    checked_map,
     elements_for,
     shrunk,
     telling_turns,
@@ -79,11 +80,7 @@ def find_symmetry(
     RELION's counterpart: apps/align_symmetry.cpp (400 random orientations, then a local grid).
     """
     group = parse_symmetry(group)
-    volume = np.asarray(volume, np.float64)
-    if volume.ndim != 3 or len(set(volume.shape)) != 1:
-        raise ValueError(f"a map must be a cube, got {volume.shape}")
-    if not np.isfinite(volume).all() or np.ptp(volume) == 0:
-        raise ValueError("the map holds nothing (constant, or not finite)")
+    volume = checked_map(volume)
     n = volume.shape[0]
     radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
     band = max(4, min(BAND, n // 3 if resolution is None else int(n * pixel_size / resolution)))

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from vdamkit.backend import get_backend
+from vdamkit.imaging.masks import soft_sphere
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.point_groups import operators, parse_symmetry
 from vdamkit.symmetry.axes import (
@@ -23,6 +24,7 @@ from vdamkit.symmetry.axes import (
     arrangements,
     axes_of,
     axis_scores,
+    checked_map,
     elements_for,
     shrunk,
     telling_turns,
@@ -143,11 +145,7 @@ def symmetry_scores(
     ------
     ValueError: not a cube, or a map that holds nothing. SettingsError: no such group.
     """
-    volume = np.asarray(volume, np.float64)
-    if volume.ndim != 3 or len(set(volume.shape)) != 1:
-        raise ValueError(f"a map must be a cube, got {volume.shape}")
-    if not np.isfinite(volume).all() or np.ptp(volume) == 0:
-        raise ValueError("the map holds nothing (constant, or not finite)")
+    volume = checked_map(volume)
     n = volume.shape[0]
     radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
     finest = min(2 * BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution)))
@@ -232,7 +230,7 @@ class _Fits:
         box = min(n, 2 * int(np.ceil(2.5 * finest / 2)) + n % 2)
         px = n / box
         fine = shrunk(weighted_shells(self._volume, weights), box)
-        mask = self._copies.mask if box == len(self._copies.mask) else _sphere(box, self._radius / px)
+        mask = soft_sphere(box, self._radius / px, edge=0.06 * box)
 
         def refine(group: str) -> tuple:
             likeness = Likeness(fine, mask, elements_for(group), order=3, points=POINTS[1])
@@ -247,12 +245,6 @@ class _Fits:
         top = max(curves.values(), key=lambda curve: curve[1 : self._band + 1].mean())
         last = max(4, min(finest, int(np.flatnonzero(np.append(top[1:], -1) < 0.3)[0])))
         return curves, poses, last
-
-
-def _sphere(box: int, radius: float) -> np.ndarray:
-    from vdamkit.imaging.masks import soft_sphere
-
-    return soft_sphere(box, radius, edge=0.06 * box)
 
 
 def _chance(scores: dict[str, float]) -> float:
