@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +21,26 @@ def rotations() -> st.SearchStrategy:
     """Hypothesis strategy: rotation matrices `(3, 3)`, from Euler angles that include the degenerate ones."""
     angle = st.one_of(st.sampled_from([0.0, 90.0, 180.0, -90.0]), st.floats(-180, 180))
     return st.tuples(angle, angle, angle).map(lambda a: Rotation.from_euler("ZYZ", a, degrees=True).as_matrix())
+
+
+def hold(session, until: Callable[[], bool], seconds: float = 30.0) -> threading.Event:
+    """Let the session's next mini-batch wait at its first chunk until something is true, however fast the machine is.
+
+    What a test does meanwhile is then certain to happen within that mini-batch. The event returned says that it waits.
+    """
+    held = threading.Event()
+
+    def wait(stage: str, fraction: float) -> None:
+        held.set()
+        end = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < end, "what the mini-batch was held for did not happen in time"
+            time.sleep(0.002)
+        if wait in session.listeners:  # several threads may tell it at once
+            session.listeners.remove(wait)
+
+    session.listeners.append(wait)
+    return held
 
 
 @dataclass(frozen=True)

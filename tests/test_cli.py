@@ -130,10 +130,10 @@ def test_resume_says_what_changed_and_goes_on_to_the_end(tiny, tmp_path):
 
 def test_a_killed_run_resumes_to_the_same_result(tiny, tmp_path):
     data = tiny / "stacks2d" / "optimisation_set.star"
-    with process("run", data, "--o", tmp_path / "whole", "--iter", 4, *JOB) as child:
+    with process("run", data, "--o", tmp_path / "whole", "--iter", 12, *JOB) as child:
         child.communicate(timeout=60)
     assert child.returncode == 0
-    with process("run", data, "--o", tmp_path / "killed", "--iter", 4, *JOB) as child:
+    with process("run", data, "--o", tmp_path / "killed", "--iter", 12, *JOB) as child:
         while load_iteration(tmp_path / "killed") < 1 and child.poll() is None:
             time.sleep(0.01)
         child.kill()
@@ -143,7 +143,7 @@ def test_a_killed_run_resumes_to_the_same_result(tiny, tmp_path):
         _, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
     one, other = (load_checkpoint(tmp_path / name / "checkpoint.npz")[0] for name in ("whole", "killed"))
-    assert one.iteration == other.iteration == 4
+    assert one.iteration == other.iteration == 12
     np.testing.assert_array_equal(one.maps, other.maps)
     np.testing.assert_array_equal(one.poses.angles, other.poses.angles)
 

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers_vdamkit import hold
 
 import vdamkit as vk
 from vdamkit.errors import InputError, SettingsError
@@ -322,16 +323,17 @@ def test_pause_keeps_what_is_done_and_changes_nothing(job):
 
     whole = job.branch()
     whole.step()
-    started, seen = threading.Event(), []
-    job.listeners.append(lambda stage, fraction: (seen.append(fraction), started.set()))
+    asked, seen = [], []
+    job.listeners.append(lambda stage, fraction: seen.append(fraction))
+    held = hold(job, until=lambda: asked)
     thread = threading.Thread(target=job.step)
     thread.start()
-    started.wait(10)
+    held.wait(10)
     job.pause()
-    asked = time.perf_counter()
-    while not job.paused and time.perf_counter() < asked + 5:
+    asked.append(time.perf_counter())
+    while not job.paused and time.perf_counter() < asked[0] + 5:
         time.sleep(0.005)
-    assert job.paused and time.perf_counter() - asked < 0.5
+    assert job.paused and time.perf_counter() - asked[0] < 0.5
     ticks = len(seen)
     time.sleep(0.3)
     assert len(seen) == ticks and thread.is_alive() and job.iteration == 0
@@ -344,8 +346,8 @@ def test_pause_keeps_what_is_done_and_changes_nothing(job):
 def test_a_paused_mini_batch_can_be_stopped(job):
     import threading
 
-    errors, started = [], threading.Event()
-    job.listeners.append(lambda stage, fraction: started.set())
+    errors, asked = [], threading.Event()
+    held = hold(job, until=asked.is_set)
 
     def step():
         try:
@@ -355,8 +357,9 @@ def test_a_paused_mini_batch_can_be_stopped(job):
 
     thread = threading.Thread(target=step)
     thread.start()
-    started.wait(10)
+    held.wait(10)
     job.pause()
+    asked.set()
     while not job.paused:
         time.sleep(0.005)
     job.cancel()

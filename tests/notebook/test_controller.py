@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers_vdamkit import hold
 
 from vdamkit.errors import SettingsError
 from vdamkit.notebook.controller import Controller
@@ -55,10 +56,12 @@ def test_prepare_computes_the_start_and_nothing_else(controller, job):
 def test_pause_acts_soon_and_going_on_changes_nothing(controller, job):
     wanted = job.branch()
     wanted.run(2)
+    pauses = []
+    held = hold(job, until=lambda: pauses)
     controller.run(2)
-    until(lambda: controller.inside > 0)
-    asked = time.monotonic()
+    until(held.is_set)
     controller.pause()
+    pauses.append(asked := time.monotonic())
     until(lambda: controller.status == "paused", 2.0)
     assert time.monotonic() - asked < 0.5
     before = job.iteration
@@ -72,16 +75,18 @@ def test_pause_acts_soon_and_going_on_changes_nothing(controller, job):
 def test_stop_discards_the_running_mini_batch(controller, job):
     job.step()
     before = job.state
+    held = hold(job, until=lambda: controller._stop)
     controller.run(3)
-    until(lambda: controller.inside > 0)
+    until(held.is_set)
     controller.stop()
     assert controller.status == "idle" and job.state is before and not sessions_threads()
 
 
 def test_undo_while_paused_discards_and_goes_back(controller, job):
     job.run(2)
+    held = hold(job, until=lambda: controller.status == "pausing")
     controller.run(1)
-    until(lambda: controller.inside > 0)
+    until(held.is_set)
     controller.pause()
     until(lambda: controller.status == "paused")
     controller.undo()
@@ -91,14 +96,15 @@ def test_undo_while_paused_discards_and_goes_back(controller, job):
 
 
 def test_options_change_while_it_runs_and_act_at_the_next_mini_batch(controller, job):
+    job.state  # noqa: B018 - the start
+    held = hold(job, until=lambda: job.settings.T == 7)
     controller.run(3)
-    until(lambda: controller.inside > 0)
+    until(held.is_set)
     controller.change(T=7.0, T_scheme="constant", symmetry="C3")
     until(lambda: controller.status == "idle")
     T = [report.T for report in job.reports()]
     assert T[0] != 7 and T[-1] == 7
-    line = job._history.line()
-    assert line[1].settings.symmetry == "C6" and line[3].settings.symmetry == "C3"
+    assert [node.settings.symmetry for node in job._history.line()] == ["C6", "C6", "C3", "C3"]
     with pytest.raises(SettingsError, match="T is -1"):
         controller.change(T=-1)
     assert job.settings.T == 7
@@ -123,7 +129,7 @@ def test_time_left_counts_down(controller):
 
 def test_close_leaves_nothing_behind(job):
     controller = Controller(job, Loop(), lambda what: None)
-    controller.run(100)
+    controller.run(1000)
     until(lambda: controller.inside > 0)
     controller.close()
     assert not sessions_threads() and job.listeners == []

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers_vdamkit import hold
 
 import vdamkit as vk
 
@@ -48,6 +49,7 @@ def test_buttons_run_pause_undo_redo(job):
         await until(lambda: job.iteration == 1)
         await idle(panel)
         assert "mini-batch <b>1</b> of 6" in text(panel.face.status)
+        hold(job, until=lambda: panel.controller.status == "pausing")
         panel.face.to_go.value = 2
         panel.face.buttons["run"].click()
         assert panel.face.buttons["step"].disabled and not panel.face.buttons["pause"].disabled
@@ -139,15 +141,16 @@ def test_options_change_while_it_runs(job):
     async def scenario():
         panel = job.panel()
         await idle(panel)
+        held = hold(job, until=lambda: job.settings.psi_prior_width == 25)
         panel.face.to_go.value = 3
         panel.face.buttons["run"].click()
-        await until(lambda: panel.controller.inside > 0)
+        await until(held.is_set)
         use, width = knob(panel, "psi_prior_width").parts
         width.value, use.value = 25.0, True
         await until(lambda: job.iteration == 3)
         await idle(panel)
         line = job._history.line()
-        assert line[1].settings.psi_prior_width is None and line[3].settings.psi_prior_width == 25
+        assert [node.settings.psi_prior_width for node in line] == [None, None, 25, 25]
         panel.close()
 
     run(scenario())
@@ -323,7 +326,7 @@ def test_closing_leaves_no_thread_and_no_callback(job):
     async def scenario():
         panel = job.panel()
         await idle(panel)
-        panel.face.to_go.value = 50
+        panel.face.to_go.value = 1000
         panel.face.buttons["run"].click()
         await until(lambda: panel.controller.inside > 0)
         panel.close()

@@ -139,7 +139,7 @@ def save(notebook, kernel, folder):
 def close_while_running(notebook, kernel):
     """Nothing of the panel or its branch stays behind."""
     ours = "[t.name for t in __import__('threading').enumerate() if t.name in ('vdamkit session', 'vdamkit painter')]"
-    set_number(notebook, ".vk-to-go", 30, nth=1)
+    set_number(notebook, ".vk-to-go", 1000, nth=1)
     notebook.page.locator(".vk-run").nth(1).click()
     notebook.wait_text(".vk-status", "running", nth=1)
     assert kernel.ask(ours)
@@ -157,7 +157,7 @@ def test_the_first_notebook_clicked_through(opened, tmp_path):
     assert kernel.ask("verdict.good and bool(match.mean_fsc > 0.85) and job.iteration == 100")
     assert notebook.page.locator(".jp-OutputArea-output img").count() >= 6
     step_and_run(notebook, kernel)
-    set_number(notebook, ".vk-to-go", 60)
+    set_number(notebook, ".vk-to-go", 1000)
     notebook.page.click(".vk-run")
     notebook.wait_text(".vk-status", "running")
     assert statistics.median(kernel.seconds() for _ in range(9)) <= SOON
