@@ -127,7 +127,8 @@ class Notebook:
     def __init__(self, page: Any, lab: Lab, name: str):
         self.page = page
         page.goto(lab.address(name))
-        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+        # the notebook's own indicator says idle even before there is a kernel, and what is run then is lost
+        page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=120_000)
         page.keyboard.press("Control+b")  # the file browser away: room for the notebook
 
     def run_all(self, timeout: float) -> None:
