@@ -42,12 +42,15 @@ def test_drawing_takes_no_more_than_its_share():
 def test_what_a_person_waits_for_is_drawn_at_once():
     painter, drawn = Painter(Loop()), []
     painter.ask("slow", lambda: time.sleep(0.2) or b"slow", drawn.append)
+    end = time.monotonic() + 20
     while not drawn:
+        assert time.monotonic() < end, "nothing was drawn"
         time.sleep(0.005)
     asked = time.monotonic()
     painter.ask("later", lambda: b"later", drawn.append)
     painter.ask("now", lambda: b"now", lambda data: drawn.append((data, time.monotonic())), at_once=True)
     while len(drawn) < 2:
+        assert time.monotonic() < end, "the second picture was not drawn"
         time.sleep(0.005)
     assert drawn[1][0] == b"now" and drawn[1][1] - asked < 0.2
     painter.close()
