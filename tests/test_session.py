@@ -323,17 +323,18 @@ def test_pause_keeps_what_is_done_and_changes_nothing(job):
 
     whole = job.branch()
     whole.step()
-    asked, seen = [], []
+    asked, seen = threading.Event(), []
     job.listeners.append(lambda stage, fraction: seen.append(fraction))
-    held = hold(job, until=lambda: asked)
+    held = hold(job, until=asked.is_set)
     thread = threading.Thread(target=job.step)
     thread.start()
     held.wait(10)
+    began = time.perf_counter()
     job.pause()
-    asked.append(time.perf_counter())
-    while not job.paused and time.perf_counter() < asked[0] + 5:
+    asked.set()
+    while not job.paused and time.perf_counter() < began + 5:
         time.sleep(0.005)
-    assert job.paused and time.perf_counter() - asked[0] < 0.5
+    assert job.paused and time.perf_counter() - began < 0.5
     ticks = len(seen)
     time.sleep(0.3)
     assert len(seen) == ticks and thread.is_alive() and job.iteration == 0

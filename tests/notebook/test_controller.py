@@ -56,12 +56,11 @@ def test_prepare_computes_the_start_and_nothing_else(controller, job):
 def test_pause_acts_soon_and_going_on_changes_nothing(controller, job):
     wanted = job.branch()
     wanted.run(2)
-    pauses = []
-    held = hold(job, until=lambda: pauses)
+    held = hold(job, until=lambda: controller.status == "pausing")
     controller.run(2)
     until(held.is_set)
+    asked = time.monotonic()
     controller.pause()
-    pauses.append(asked := time.monotonic())
     until(lambda: controller.status == "paused", 2.0)
     assert time.monotonic() - asked < 0.5
     before = job.iteration

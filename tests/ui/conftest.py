@@ -10,9 +10,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "not
 from browser import CHROMIUM, FLAGS, Lab, why_no_browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless Chromium with WebGL in software."""
+    """A headless Chromium with WebGL in software.
+
+    For one module, not for all: while it is open its event loop counts as this thread's running one, though it only turns
+    inside the browser's own calls, and what another test hands to "the kernel's loop" would wait there for ever.
+    """
     if why_no_browser():
         pytest.skip(why_no_browser())
     from playwright.sync_api import sync_playwright
