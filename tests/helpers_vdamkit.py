@@ -1,4 +1,4 @@
-"""Objects whose projections and Fourier transforms are known in closed form, and rotations to turn them with."""
+"""What several tests need: objects known in closed form, rotations, held mini-batches, reconstruction from given poses."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
+
+import vdamkit as vk
+from vdamkit.backend import get_backend
+from vdamkit.imaging.halfball import fourier_to_map
+from vdamkit.imaging.projector import get_projector
+from vdamkit.sampling.euler import euler_to_matrix
+from vdamkit.source import ParticleSource
+from vdamkit.vdam.moments import half_gradients
 
 
 def random_rotations(n: int, seed: int = 0) -> np.ndarray:
@@ -206,3 +215,22 @@ def dense_posterior(search, posterior) -> np.ndarray:
     for block in posterior.blocks:
         out[block.class_index][np.ix_(block.orientations, posterior.shifts)] = block.scores
     return out
+
+
+def reconstruct(star: Path, angles: np.ndarray, offsets: np.ndarray, symmetry: str) -> np.ndarray:
+    """Map `(box,)*3` zyx from the particles of an optimisation set with given poses: Σ adjoint(b) / Σ adjoint(w).
+
+    angles `(n, 3)` degrees, offsets `(n, 3)` Å, in the order of the file.
+    """
+    cpu = get_backend("cpu", 1)
+    particles = vk.open_particles(star)
+    source = ParticleSource(particles, vk.Settings(), cpu)
+    radius = particles.box // 2
+    projector = get_projector(particles.box, radius, "float32", cpu)
+    ball = projector.ball
+    cubes = np.zeros((2, 3, projector.grid.size), np.float32)
+    for i, item in enumerate(source.fetch(np.arange(len(particles)), radius)[0]):
+        values = item.unmasked * ball.phases(offsets[i] / particles.pixel_size, particles.box)[0] * ball.weight
+        weights = np.maximum(item.weight, 0) * ball.weight
+        cubes[i % 2] += projector.scatter(euler_to_matrix(angles[i]), values, weights)
+    return fourier_to_map(half_gradients(projector.grid, cubes, symmetry, radius, cpu).d.mean(0))

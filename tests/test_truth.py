@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_vdamkit import reconstruct
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 import vdamkit as vk
 from vdamkit.backend import get_backend
 from vdamkit.imaging.fsc import crop_or_pad, fsc
-from vdamkit.imaging.halfball import fourier_to_map, half_ball
+from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import mask_power, soft_sphere
 from vdamkit.imaging.projector import get_projector
 from vdamkit.io.mrc import read_map
@@ -20,8 +21,6 @@ from vdamkit.io.star_tables import as_table, read_star
 from vdamkit.pose_errors import pose_errors
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.simulate import simulate
-from vdamkit.source import ParticleSource
-from vdamkit.vdam.moments import half_gradients
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "relion_reference"
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -37,21 +36,6 @@ def truth_of(folder: Path, particles) -> tuple[np.ndarray, np.ndarray]:
     rows = [int(np.abs(where - c).sum(1).argmin()) for c in particles.coordinates]
     angles = table[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]].to_numpy(float)[rows]
     return angles, table[[f"rlnOrigin{a}Angst" for a in "XYZ"]].to_numpy(float)[rows]
-
-
-def reconstruct(star: Path, angles: np.ndarray, offsets: np.ndarray, symmetry: str) -> np.ndarray:
-    """Σ adjoint(b) / Σ adjoint(w) with given poses."""
-    particles = vk.open_particles(star)
-    source = ParticleSource(particles, vk.Settings(), CPU)
-    radius = particles.box // 2
-    projector = get_projector(particles.box, radius, "float32", CPU)
-    ball = projector.ball
-    cubes = np.zeros((2, 3, projector.grid.size), np.float32)
-    for i, item in enumerate(source.fetch(np.arange(len(particles)), radius)[0]):
-        values = item.unmasked * ball.phases(offsets[i] / particles.pixel_size, particles.box)[0] * ball.weight
-        weights = np.maximum(item.weight, 0) * ball.weight
-        cubes[i % 2] += projector.scatter(euler_to_matrix(angles[i]), values, weights)
-    return fourier_to_map(half_gradients(projector.grid, cubes, symmetry, radius, CPU).d.mean(0))
 
 
 @needs_reference

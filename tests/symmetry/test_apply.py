@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers_vdamkit import reconstruct
 from scipy.spatial.transform import Rotation
 
 import vdamkit as vk
 from vdamkit.cli import cli
 from vdamkit.compare import align, moved
-from vdamkit.imaging.fsc import low_pass
+from vdamkit.imaging.fsc import fsc, low_pass
 from vdamkit.imaging.halfball import fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.io.mrc import read_map, write_mrc
@@ -111,6 +112,25 @@ def test_a_run_in_c1_ends_with_the_symmetric_model_and_its_particles(c1_job):
     table = read_star(folder / "job" / "initial_model_data.star")["particles"]
     old = read_star(folder / "job" / "run_it010_data.star")["particles"]
     assert len(table) == len(old) and not np.allclose(table["rlnAngleRot"], old["rlnAngleRot"])
+
+
+def test_a_reconstruction_from_the_moved_particles_is_the_symmetric_map(c1_job):
+    """It agrees with the map at least as well as one from the poses before agrees with the map before."""
+    folder, first = c1_job
+    star = folder / "stacks2d" / "optimisation_set.star"
+    free = vk.Session(star, first.settings.replace(tilt_prior_width=None, psi_prior_width=None))  # any frame will do
+    free.run()
+
+    def fit(poses, volume: np.ndarray, symmetry: str) -> float:
+        made = reconstruct(star, poses.angles, poses.offsets, symmetry)
+        return fsc(made, volume, soft_sphere(24, 100 / 14.0, 3))[1:9].mean()
+
+    before, raw = free.state.poses, free.map
+    (match,) = free.apply_symmetry()
+    assert 10 < np.degrees(np.linalg.norm(Rotation.from_matrix(match.rotation).as_rotvec()))
+    after = fit(free.state.poses, free.map, "C6")
+    assert after > 0.85 and after >= fit(before, raw, "C1")
+    assert after > fit(before, free.map, "C6") + 0.3, "poses that were not moved do not fit"
 
 
 def test_without_a_group_there_is_nothing_to_apply(c1_job):
