@@ -226,7 +226,7 @@ def reconstruct(star: Path, angles: np.ndarray, offsets: np.ndarray, symmetry: s
     particles = vk.open_particles(star)
     source = ParticleSource(particles, vk.Settings(), cpu)
     radius = particles.box // 2
-    projector = get_projector(particles.box, radius, "float32", cpu)
+    projector = get_projector(particles.box, radius, "float32")
     ball = projector.ball
     cubes = np.zeros((2, 3, projector.grid.size), np.float32)
     for i, item in enumerate(source.fetch(np.arange(len(particles)), radius)[0]):

@@ -88,7 +88,7 @@ def test_posteriors_are_calibrated(planted, kind):
     angles, offsets = truth_of(planted, job.particles)
     model, px = read_map(planted / "model.mrc")
     box, radius = job.particles.box, job.particles.box // 2
-    ball, projector = half_ball(radius), get_projector(box, radius, "float32", CPU)
+    ball, projector = half_ball(radius), get_projector(box, radius, "float32")
     items = job._source.fetch(np.arange(len(job.particles)), radius)[0]
     reference = projector.prepare(model.astype(float))
     moved = [ball.phases(o / px, box)[0] for o in offsets]

@@ -25,6 +25,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "correct_ctf": ("--ctf/--no-ctf",),
     "ctf_intact_first_peak": ("--ctf-intact-first-peak/--no-ctf-intact-first-peak",),
     "device": ("--device",),
+    "device_memory": ("--device-memory",),
+    "tf32": ("--tf32/--no-tf32",),
     "threads": ("--j",),
     "memory_budget": ("--memory-budget",),
     "chunk_particles": ("--pool",),
@@ -102,8 +104,8 @@ def settings_options(command: Callable) -> Callable:
     for field in reversed(fields(Settings)):
         command = _option(field)(command)
     gpu = click.option(
-        "--gpu", "gpu", cls=SectionOption, section="compute", is_flag=False, flag_value="0", metavar="ID", default=None,
-        help="Compute on this GPU; the same as --device cuda:ID. One process serves one GPU.",
+        "--gpu", "gpu", cls=SectionOption, section="compute", is_flag=False, flag_value="0", metavar="IDS", default=None,
+        help="Compute on this GPU, or on several: 0,1 or RELION's 0:1. The same as --device cuda:0,cuda:1.",
     )  # fmt: skip
     return gpu(command)
 
@@ -136,10 +138,11 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gpu_device(gpu: str, device: str | None) -> str:
-    """The device of ``--gpu``: one number; RELION's lists are refused, since one process serves one GPU."""
-    if not gpu.strip().isdigit():
-        raise SettingsError(f"--gpu is {gpu!r}; it must be the number of one GPU, such as 0, since one process serves one GPU")
-    wanted = f"cuda:{int(gpu)}"
+    """The device of ``--gpu``: numbers, separated by commas or, as RELION does for several processes, by colons."""
+    numbers = [part.strip() for part in gpu.replace(":", ",").split(",")]
+    if not all(number.isdigit() for number in numbers):
+        raise SettingsError(f"--gpu is {gpu!r}; it must be the number of a GPU, such as 0, or several, such as 0,1")
+    wanted = ",".join(f"cuda:{int(number)}" for number in numbers)
     if device not in (None, wanted, "cuda"):
         raise SettingsError(f"--gpu is {gpu} and --device is {device!r}; give only one of them")
     return wanted

@@ -12,6 +12,7 @@ from vdamkit.errors import InputError
 from vdamkit.sampling.euler import matrix_to_euler
 from vdamkit.state import State
 from vdamkit.vdam import schedule
+from vdamkit.vdam.batched.visit import find_poses
 from vdamkit.vdam.posterior import run_search
 from vdamkit.vdam.search import make_search
 from vdamkit.vdam.start import Particles
@@ -85,17 +86,22 @@ def score_all(state: State, settings, particles: Particles, backend: Backend, ti
     poses = state.poses
     bad = set(state.bad_particles)
     with backend.limits():
-        size = settings.chunk_particles
+        size = settings.chunk_particles if not backend.on_device else 10 * settings.chunk_particles
         for first in range(0, len(everyone), size):
             chunk = everyone[first : first + size]
             search, radius = _search(sharp, settings, particles, backend, chunk)
-            batch, _, complaints = make_batch(sharp, search, particles, chunk, radius)
+            if backend.on_device:
+                parts, complaints = find_poses(sharp, settings, particles, search, chunk)
+            else:
+                batch, _, complaints = make_batch(sharp, search, particles, chunk, radius)
+                posteriors = run_search(search, batch, None, lambda f: None)
+                parts = [best_poses(search, batch, posteriors, particles.pixel_size)]
             bad |= set(complaints)
-            found = best_poses(search, batch, run_search(search, batch, None, lambda f: None), particles.pixel_size)
-            poses = poses.updated(
-                found.index, angles=found.angles, offsets=found.offsets, class_number=found.classes + 1, pmax=found.pmax,
-                class_share=found.class_share,
-                log_likelihood=found.log_likelihood, n_significant=found.n_significant,
-            )  # fmt: skip
+            for found in parts:
+                poses = poses.updated(
+                    found.index, angles=found.angles, offsets=found.offsets, class_number=found.classes + 1, pmax=found.pmax,
+                    class_share=found.class_share,
+                    log_likelihood=found.log_likelihood, n_significant=found.n_significant,
+                )  # fmt: skip
             tick("score", (first + len(chunk)) / len(everyone))
     return replace(state, poses=poses, bad_particles=tuple(sorted(bad)))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from vdamkit.backend import get_backend
+from vdamkit.backend import Backend, get_backend
+from vdamkit.backend.device import DeviceLost
 from vdamkit.control import Control
 from vdamkit.edits import Edits
 from vdamkit.errors import SettingsError
@@ -67,7 +68,7 @@ class Session(Edits):
         settings = settings or Settings()
         check_mask(settings, self.particles)
         self.output = Path(output) if output is not None else None
-        self._backend = get_backend(settings.device, settings.threads)
+        self._backend = get_backend(settings.device, settings.threads, settings.device_memory)
         self._source = ParticleSource(self.particles, settings, self._backend)
         self._pending = settings
         self._history = History()
@@ -164,7 +165,11 @@ class Session(Edits):
         with self._lock:
             before, settings, source, backend = self.state, self._pending, self._source, self._backend
         with self._control.running():
-            state, report = advance(before, settings, source, backend, self._tick)
+            try:
+                state, report = advance(before, settings, source, backend, self._tick)
+            except DeviceLost as problem:
+                settings, source, backend = self._without_device(str(problem))
+                state, report = advance(before, settings, source, backend, self._tick)
         self._history.append(state, settings, report)
         self._tell()
         if self.output is not None:
@@ -224,8 +229,8 @@ class Session(Edits):
             raise SettingsError("precision cannot change in mid-run; start a new session")
         with self._lock:
             old, self._pending = self._pending, new
-            if (new.device, new.threads) != (old.device, old.threads):
-                self._backend = get_backend(new.device, new.threads)
+            if _computing(new) != _computing(old):
+                self._backend = get_backend(*_computing(new))
             self._source = self._source.with_settings(new, self._backend)
         changed = [k for k in options if getattr(old, k) != getattr(new, k)]
         if self._history and changed:
@@ -275,7 +280,7 @@ class Session(Edits):
         """One particle's posterior against the current map: see :func:`vdamkit.scoring.particle_posterior`."""
         from vdamkit.scoring import particle_posterior
 
-        return particle_posterior(self.state, self._pending, self._source, self._backend, particle)
+        return particle_posterior(self.state, self._pending, self._source, get_backend("cpu", self._pending.threads), particle)
 
     def verdict(self, other: Session | None = None) -> Verdict:
         """Whether the run converged and the map is more than a blob, in plain words; `other`: a run with another seed."""
@@ -332,8 +337,9 @@ class Session(Edits):
         return storage.resume(cls, Path(folder), options)
 
     def free(self) -> None:
-        """Give back the memory of kept particles (they are read again when needed)."""
+        """Give back the memory of kept particles, and all that is held on GPUs (both are filled again when needed)."""
         self._source.forget()
+        self._backend.release()
 
     # inside ---------------------------------------------------------------------------------------------------------
 
@@ -345,6 +351,15 @@ class Session(Edits):
         self._history.append(state, self._pending, None, note="start")
         if self.output is not None:
             self._write()
+
+    def _without_device(self, problem: str) -> tuple[Settings, ParticleSource, Backend]:
+        """What computes when a GPU does not answer any more: the CPU, from the last state on."""
+        with self._lock:
+            self._pending = self._pending.replace(device="cpu")
+            self._backend = get_backend(*_computing(self._pending))
+            self._source = self._source.with_settings(self._pending, self._backend)
+            self._history.remark(f"{problem}; goes on with device='cpu'")
+            return self._pending, self._source, self._backend
 
     def _tick(self, stage: str, fraction: float) -> None:
         self._say(stage, fraction)
@@ -372,3 +387,8 @@ class Session(Edits):
         from vdamkit import storage
 
         storage.after_step(self)
+
+
+def _computing(settings: Settings) -> tuple[str, int | None, float | None]:
+    """The options on which the back-end depends."""
+    return settings.device, settings.threads, settings.device_memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class ParticleSource:
 
     def __len__(self) -> int:
         return len(self.particles)
+
+    @property
+    def identity(self) -> Hashable:
+        """Changes when what :meth:`fetch` returns does."""
+        return id(self.particles), replace_key(self.settings)
 
     def options(self, radius: int) -> ImagingOptions:
         s = self.settings

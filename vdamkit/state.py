@@ -119,6 +119,7 @@ class StepReport:
     bad: tuple[str, ...]  # particles left out in this mini-batch, one sentence each
     seconds: float
     timings: dict[str, float]
+    notes: tuple[str, ...] = ()  # what a person should know of how it went, such as memory that ran out on a device
 
     def __str__(self) -> str:
         populations = (
@@ -129,5 +130,5 @@ class StepReport:
         return (
             f"mini-batch {self.iteration}: {self.n_particles} particles, {self.resolution:.1f} Å, T {self.T:.2f}, "
             f"Pmax {self.pmax:.2f}, step {60 / 2**self.healpix_order:g}°, offsets ±{self.sigma_offset:.1f} Å{populations} "
-            f"({self.seconds:.2f} s)"
+            f"({self.seconds:.2f} s)" + "".join(f"; {note}" for note in self.notes)
         )

@@ -112,7 +112,7 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
 def _report(row: dict[str, Any]) -> StepReport | None:
     """The report of a line of the log, as far as the log keeps it."""
     names = {field.name for field in fields(StepReport)}
-    if not names - {"bad", "timings", "class_populations"} <= set(row):
+    if not names - {"bad", "timings", "class_populations", "notes"} <= set(row):
         return None
     kept = {name: row[name] for name in names & set(row)}
-    return StepReport(**(kept | {"bad": (), "timings": {}, "class_populations": (1.0,)}))
+    return StepReport(**(kept | {"bad": (), "timings": {}, "class_populations": (1.0,), "notes": ()}))

@@ -6,15 +6,14 @@ from helpers_vdamkit import Blobs, random_rotations, relative_error, rotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdamkit.backend import get_backend
 from vdamkit.imaging.halfball import gather_half_ball, half_ball, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.imaging.projector import PaddedGrid, Projector, split_spin, trilinear
 from vdamkit.sampling.euler import euler_to_matrix
 
 BOX, RADIUS = 24, 10
-DOUBLE = Projector(BOX, RADIUS, np.float64, get_backend("cpu", 1))
-SINGLE = Projector(BOX, RADIUS, np.float32, get_backend("cpu", 1))
+DOUBLE = Projector(BOX, RADIUS, np.float64)
+SINGLE = Projector(BOX, RADIUS, np.float32)
 OBJECT = Blobs.random(12, reach=5.5, sigma=1.3, seed=4)  # within ±0.3 of the box
 MAP = OBJECT.map(BOX)
 PREPARED = DOUBLE.prepare(MAP)

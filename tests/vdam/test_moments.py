@@ -189,7 +189,7 @@ def scattered(projector: Projector, rotations: np.ndarray, truth: Blobs, volume:
     return cubes
 
 
-PROJECTOR = Projector(BOX, RADIUS, np.float64, CPU)
+PROJECTOR = Projector(BOX, RADIUS, np.float64)
 ROTATIONS = random_rotations(60, 4)
 
 

@@ -103,13 +103,13 @@ def test_grey_scale_of_the_data_has_no_effect():
 
 # accuracy -----------------------------------------------------------------------------------------------------------
 
-PROJECTOR = Projector(BOX, 10, np.float64, CPU)
+PROJECTOR = Projector(BOX, 10, np.float64)
 
 
 def accuracy(factor: float) -> tuple[float, float]:
     reference = PROJECTOR.prepare(OBJECT.map(BOX))
     weights = np.tile(PROJECTOR.ball.weight * factor / POWER, (6, 1))
-    return alignment_accuracy([reference], PROJECTOR, weights, random_rotations(6, 1), BOX, np.random.default_rng(2))
+    return alignment_accuracy([reference], PROJECTOR, CPU, weights, random_rotations(6, 1), BOX, np.random.default_rng(2))
 
 
 def test_more_weight_means_better_accuracy():
@@ -127,7 +127,7 @@ def test_accuracy_of_shifts_from_its_definition():
     blob = Blobs(np.ones(1), np.zeros((1, 3)), np.array([1.5]))
     reference, power = PROJECTOR.prepare(blob.map(BOX)), blob.transform(ball.k, BOX).real ** 2
     weight = ball.weight * 3.0 / power.sum() * 20
-    _, found = alignment_accuracy([reference], PROJECTOR, weight[None], np.eye(3)[None], BOX, np.random.default_rng(0))
+    _, found = alignment_accuracy([reference], PROJECTOR, CPU, weight[None], np.eye(3)[None], BOX, np.random.default_rng(0))
     cost = (weight * power * (1 - np.cos(2 * np.pi / BOX * found * ball.k[:, 0]))).sum()
     assert cost == pytest.approx(-np.log(0.01), rel=0.12)
 
@@ -135,8 +135,8 @@ def test_accuracy_of_shifts_from_its_definition():
 def test_best_class_counts():
     references = [PROJECTOR.prepare(OBJECT.map(BOX) * s) for s in (0.01, 1.0)]
     weights = np.tile(PROJECTOR.ball.weight * 16 / POWER, (3, 1))
-    both = alignment_accuracy(references, PROJECTOR, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
-    worse = alignment_accuracy(references[:1], PROJECTOR, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
+    both = alignment_accuracy(references, PROJECTOR, CPU, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
+    worse = alignment_accuracy(references[:1], PROJECTOR, CPU, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
     assert both[0] < worse[0]
 
 

@@ -1,4 +1,4 @@
-"""Where arrays live and who computes: NumPy on threads, or CuPy on one GPU. The only module that knows CuPy."""
+"""Who computes: worker threads of this machine, and the devices that take over the E- and M-step."""
 
 from __future__ import annotations
 
@@ -8,35 +8,30 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
-import scipy.fft
-import scipy.sparse
 import threadpoolctl
 from threadpoolctl import threadpool_limits
 
+from vdamkit.backend.device import Device
 from vdamkit.errors import SettingsError
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Array module, sparse module, FFT module and worker threads of one session.
+    """Worker threads and devices of one session; without a device the threads do everything.
 
     ``map`` keeps the order of its items, so sums formed from its result do not depend on the threads.
     """
 
-    device: str
-    xp: Any = field(repr=False)
-    sparse: Any = field(repr=False)
-    fft: Any = field(repr=False)
     threads: int = 1
+    devices: tuple[Device, ...] = ()
 
     @property
-    def on_gpu(self) -> bool:
-        return self.device != "cpu"
+    def on_device(self) -> bool:
+        """Whether the E- and M-step are a device's."""
+        return bool(self.devices)
 
     def map(self, function: Callable, items: Iterable, *, at_once: int = 1) -> list:
         """``[function(item) for item in items]``, on the worker threads where there are several.
@@ -50,8 +45,10 @@ class Backend:
         done = _pool(self.threads).map(lambda part: [function(item) for item in part], parts)
         return [result for part in done for result in part]
 
-    def asnumpy(self, array: Any) -> np.ndarray:
-        return array.get() if hasattr(array, "get") else np.asarray(array)
+    def release(self) -> None:
+        """Give back the memory of the devices."""
+        for device in self.devices:
+            device.release()
 
     @contextmanager
     def limits(self) -> Iterator[None]:
@@ -64,7 +61,7 @@ class Backend:
         Several sessions may compute side by side: the limit goes when the last of them leaves, as BLAS on more threads rounds
         differently and results must not depend on who else computes.
         """
-        _QUIET.enter(quick=not self.on_gpu and self.threads > 1)
+        _QUIET.enter(quick=self.threads > 1)
         try:
             yield
         finally:
@@ -128,31 +125,41 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def get_backend(device: str = "cpu", threads: int | None = None) -> Backend:
-    """The back-end for ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+def get_backend(device: str = "cpu", threads: int | None = None, device_memory: float | None = None) -> Backend:
+    """The back-end for ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or several such, ``"cuda:0,cuda:1"``.
+
+    device_memory: GiB that a session may take on each device; None: what is free.
 
     Raises
     ------
     SettingsError
         for another word, or where CuPy or the device does not answer.
     """
-    if device == "cpu":
-        return Backend("cpu", np, scipy.sparse, scipy.fft, threads or available_cores())
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or (number and not number.isdigit()):
-        raise SettingsError(f"device is {device!r}; allowed are 'cpu', 'cuda' and 'cuda:0', 'cuda:1', ...")
-    try:
-        import cupy
-        import cupyx.scipy.fft
-        import cupyx.scipy.sparse
+    numbers = device_numbers(device)
+    threads = threads or available_cores()
+    if not numbers:
+        return Backend(threads)
+    from vdamkit.backend.cuda import CudaDevice
 
-        count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as problem:  # no CuPy, no driver, no device: one answer for the user
-        raise SettingsError(
-            f"device is {device!r} but no GPU answers ({problem}); install vdamkit[cuda12] or vdamkit[cuda13] "
-            "on a machine with an NVIDIA GPU, or use device='cpu'"
-        ) from None
-    if int(number or 0) >= count:
-        raise SettingsError(f"device is {device!r} but this machine has {count} GPU(s); use 'cuda:0'")
-    cupy.cuda.Device(int(number or 0)).use()
-    return Backend(device, cupy, cupyx.scipy.sparse, cupyx.scipy.fft, 1)
+    memory = None if device_memory is None else int(device_memory * 2**30)
+    return Backend(threads, tuple(CudaDevice(number, memory) for number in numbers))
+
+
+def device_numbers(device: str) -> tuple[int, ...]:
+    """Numbers of the GPUs that a name means; none for ``"cpu"``.
+
+    Raises SettingsError for another word, or a device that is named twice.
+    """
+    if device == "cpu":
+        return ()
+    numbers = []
+    for name in device.split(","):
+        kind, _, number = name.strip().partition(":")
+        if kind != "cuda" or (number and not number.isdigit()):
+            raise SettingsError(
+                f"device is {device!r}; allowed are 'cpu', 'cuda', 'cuda:0', 'cuda:1', ..., or several: 'cuda:0,cuda:1'"
+            )
+        numbers.append(int(number or 0))
+    if len(set(numbers)) < len(numbers):
+        raise SettingsError(f"device is {device!r}; it names the same GPU twice")
+    return tuple(numbers)

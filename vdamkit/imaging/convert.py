@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 
-from vdamkit.backend import get_backend
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.imaging.halfball import HalfBall, gather_half_ball, half_ball
 from vdamkit.imaging.masks import blend_outside, soft_sphere
@@ -140,7 +139,7 @@ def _from_stack(stack: TiltStack, options: ImagingOptions) -> HalfBallParticle:
     lift = (half * scale if optics.premultiplied else transfer * half * scale).astype(real)
     turns = stack.rotations.transpose(2, 0, 1).reshape(-1, 3)  # (i, f): column i of each rotation, so A^T k
     indices, weights, sign = trilinear((turns @ plane.at).reshape(3, -1).astype(real), grid.half_width)
-    back = csr_rows(get_backend("cpu", 1), indices, weights, grid.size).T
+    back = csr_rows(indices, weights, grid.size).T
     cubes = np.empty((3, grid.size), np.result_type(real, np.complex64))
     for cube, version in zip(cubes, (blend_outside(images, mask), images), strict=False):
         along_x = (version @ plane.along_x).view(cubes.dtype)

@@ -20,8 +20,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
-from vdamkit.backend import Backend, get_backend
 from vdamkit.imaging.halfball import half_ball
 
 PAD = 2  # real-space padding of the sampled transform
@@ -64,13 +64,11 @@ def trilinear(coordinates: np.ndarray, half_width: int) -> tuple[np.ndarray, np.
     return indices, weights, sign
 
 
-def csr_rows(backend: Backend, indices: np.ndarray, weights: np.ndarray, n_columns: int) -> Any:
+def csr_rows(indices: np.ndarray, weights: np.ndarray, n_columns: int) -> Any:
     """Sparse matrix with the same number of entries in every row."""
     n, per_row = indices.shape
     pointer = np.arange(0, n * per_row + 1, per_row, dtype=np.int32)
-    xp = backend.xp
-    parts = tuple(xp.asarray(a) for a in (weights.ravel(), indices.ravel(), pointer))
-    return backend.sparse.csr_matrix(parts, shape=(n, n_columns))
+    return scipy.sparse.csr_matrix((weights.ravel(), indices.ravel(), pointer), shape=(n, n_columns))
 
 
 def waves(frequencies: np.ndarray, positions: np.ndarray, period: float, dtype) -> np.ndarray:
@@ -135,7 +133,7 @@ def _least_squares_taps(fraction: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _mean_absolute_sum() -> float:
+def mean_absolute_sum() -> float:
     """Mean over all positions of the sum of absolute in-plane weights (their plain sum is about 1)."""
     return float(np.abs(_least_squares_taps((np.arange(256) + 0.5) / 256)).sum(1).mean() ** 2)
 
@@ -159,13 +157,12 @@ class Projector:
     Parameters
     ----------
     box: side of the map, px. radius: of the half-ball, px, at most box//2.
-    dtype: of the real parts (float32, or float64 for tests). backend: where the arrays live.
+    dtype: of the real parts (float32, or float64 for tests).
     """
 
-    def __init__(self, box: int, radius: int, dtype=np.float32, backend: Backend | None = None):
+    def __init__(self, box: int, radius: int, dtype=np.float32):
         self.box, self.radius, self.dtype = box, radius, np.dtype(dtype)
         self.complex = np.complex64 if self.dtype == np.float32 else np.complex128
-        self.backend = backend or get_backend("cpu", 1)
         self.ball = half_ball(radius)
         margin = TAPS // 2
         self.width = 2 * (radius + margin) + 1
@@ -174,36 +171,36 @@ class Projector:
         y, x, z = np.meshgrid(line, line, np.arange(radius), indexing="ij")
         rho = np.maximum(np.hypot(x, y) - 0.75 * margin, 0)
         needed = rho * rho + z * z < radius * radius
-        self._source_k = np.stack([x, y, z])[:, needed].astype(self.dtype)
-        self._source = np.flatnonzero(needed)  # place in the cylinder, (width², radius) flattened
+        self.source = np.stack([x, y, z])[:, needed].astype(self.dtype)
+        self.source_at = np.flatnonzero(needed)  # place in the cylinder, (width², radius) flattened
         line = np.arange(-radius + 1, radius)
         ky, kx = np.meshgrid(line, line, indexing="ij")
         disc = kx * kx + ky * ky < radius * radius
-        self._disc = np.stack([kx[disc], ky[disc]], -1)
+        self.disc = np.stack([kx[disc], ky[disc]], -1)
         row = np.full((len(line), len(line)), -1)
-        row[disc] = np.arange(len(self._disc))
+        row[disc] = np.arange(len(self.disc))
         k = self.ball.k
-        self._ball_at = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1] * radius + k[:, 2]
+        self.ball_at = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1] * radius + k[:, 2]
         self._spins: dict[float, Any] = {}
 
     @property
     def directions_at_once(self) -> int:
         """Directions whose operators are made together: enough points for threads to work side by side, few for the cache."""
-        return max(1, round(80_000 / self._source_k.shape[1]))
+        return max(1, round(80_000 / self.source.shape[1]))
 
     def prepare(self, volume: np.ndarray) -> Any:
-        """Padded transform of a map `(box,)*3` zyx, real and imaginary part `(2, grid.size)`, on the back-end's device."""
-        return self.backend.xp.asarray(self.grid.from_map(volume))
+        """Padded transform of a map `(box,)*3` zyx, real and imaginary part `(2, grid.size)`."""
+        return self.grid.from_map(volume)
 
     # tilt: one direction, every psi -----------------------------------------------------------------------------
 
     def tilt_operators(self, directions: np.ndarray) -> list[Tilt]:
         """Operators of the parts ``D`` `(d, 3, 3)` of rotations ``Rz(psi) @ D``, one for each."""
-        n, out = len(self._source), []
+        n, out = len(self.source_at), []
         for first in range(0, len(directions), self.directions_at_once):
             some = directions[first : first + self.directions_at_once]
             turns = (PAD * some.transpose(2, 0, 1)).reshape(-1, 3).astype(self.dtype)  # row (i, d): column i of D
-            corners = trilinear((turns @ self._source_k).reshape(3, -1), self.grid.half_width)
+            corners = trilinear((turns @ self.source).reshape(3, -1), self.grid.half_width)
             out += [Tilt(*(array[j * n : (j + 1) * n] for array in corners)) for j in range(len(some))]
         return out
 
@@ -213,14 +210,14 @@ class Projector:
             getattr(tilts[0], name) if len(tilts) == 1 else np.concatenate([getattr(t, name) for t in tilts])
             for name in ("indices", "weights", "sign")
         )
-        return csr_rows(self.backend, indices, weights, self.grid.size), self.backend.xp.asarray(sign)
+        return csr_rows(indices, weights, self.grid.size), sign
 
     def tilt(self, reference: Any, tilt: Tilt) -> Any:
         """The reference on the cylinder of one direction, `(width², 2 radius)`, real and imaginary parts interleaved."""
         matrix, sign = self._matrix([tilt])
-        slab = self.backend.xp.zeros((self.width**2 * self.radius, 2), self.dtype)
-        slab[self._source, 0] = matrix @ reference[0]
-        slab[self._source, 1] = matrix @ reference[1] * sign
+        slab = np.zeros((self.width**2 * self.radius, 2), self.dtype)
+        slab[self.source_at, 0] = matrix @ reference[0]
+        slab[self.source_at, 1] = matrix @ reference[1] * sign
         return slab.reshape(self.width**2, 2 * self.radius)
 
     def tilt_adjoint(self, tilts: list[Tilt], slabs: list[Any], weights: list[Any] | None = None) -> Any:
@@ -228,49 +225,54 @@ class Projector:
 
         With `weights` `(width², radius)` each, which have no phase, a third row: their own scattered sums.
         """
-        xp = self.backend.xp
         matrix, sign = self._matrix(tilts)
-        columns = [xp.concatenate([slab.reshape(-1, 2)[self._source, part] for slab in slabs]) for part in (0, 1)]
+        columns = [np.concatenate([slab.reshape(-1, 2)[self.source_at, part] for slab in slabs]) for part in (0, 1)]
         columns[1] *= sign
         if weights is not None:
-            columns.append(xp.concatenate([weight.reshape(-1)[self._source] for weight in weights]))
-        out = xp.empty((len(columns), self.grid.size), self.dtype)
+            columns.append(np.concatenate([weight.reshape(-1)[self.source_at] for weight in weights]))
+        out = np.empty((len(columns), self.grid.size), self.dtype)
         for row, column in zip(out, columns, strict=True):
             row[:] = matrix.T @ column
         return out
 
     # spin: psi ----------------------------------------------------------------------------------------------------
 
+    def spin_taps(self, psi: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each disc point turned by `psi` degrees: column of the cylinder where its 4 × 4 taps begin, and their weights
+        along x and y `(n, 4)`, float64."""
+        c, s = np.cos(np.radians(psi)), np.sin(np.radians(psi))
+        at = self.disc @ np.array([[c, s], [-s, c]])  # A^T k with A = Rz'(psi), passive
+        floor = np.floor(at).astype(np.int64)
+        wx, wy = (_least_squares_taps(at[:, j] - floor[:, j]) for j in (0, 1))
+        first = floor - (TAPS // 2 - 1) + self.width // 2
+        return first[:, 1] * self.width + first[:, 0], wx, wy
+
     def spin_matrix(self, psi: float) -> tuple[Any, Any]:
         """Sparse operator of the turn by `psi` degrees, and the one of its absolute values; kept for the grids' angles."""
         if psi not in self._spins:
             if len(self._spins) > 1024:
                 self._spins.clear()
-            c, s = np.cos(np.radians(psi)), np.sin(np.radians(psi))
-            at = self._disc @ np.array([[c, s], [-s, c]])  # A^T k with A = Rz'(psi), passive
-            floor = np.floor(at).astype(np.int64)
-            wx, wy = (_least_squares_taps(at[:, j] - floor[:, j]) for j in (0, 1))
-            first = floor - (TAPS // 2 - 1) + self.width // 2
+            first, wx, wy = self.spin_taps(psi)
             taps = np.arange(TAPS)
-            columns = (first[:, 1, None] + taps)[:, :, None] * self.width + (first[:, 0, None] + taps)[:, None, :]
-            weights = (wy[:, :, None] * wx[:, None, :]).astype(self.dtype).reshape(len(at), -1)
-            columns = columns.reshape(len(at), -1).astype(np.int32)
-            absolute = np.abs(weights) / _mean_absolute_sum()
+            columns = first[:, None, None] + taps[:, None] * self.width + taps
+            weights = (wy[:, :, None] * wx[:, None, :]).astype(self.dtype).reshape(len(first), -1)
+            columns = columns.reshape(len(first), -1).astype(np.int32)
+            absolute = np.abs(weights) / mean_absolute_sum()
             self._spins[psi] = tuple(
-                csr_rows(self.backend, columns, values.astype(self.dtype), self.width**2) for values in (weights, absolute)
+                csr_rows(columns, values.astype(self.dtype), self.width**2) for values in (weights, absolute)
             )
         return self._spins[psi]
 
     def spin(self, slab: Any, psi: float, out: Any) -> Any:
         """The reference turned by psi on the half-ball; slab `(width², 2 radius)`, result into `out` `(n,)` complex."""
         plane = self.spin_matrix(psi)[0] @ slab
-        return plane.reshape(-1).view(self.complex).take(self._ball_at, out=out, mode="clip")  # no check, no copy
+        return plane.reshape(-1).view(self.complex).take(self.ball_at, out=out, mode="clip")  # no check, no copy
 
     def spin_adjoint(self, values: Any, psi: float) -> Any:
         """Adjoint of :meth:`spin`: `(n,)` complex → slab `(width², 2 radius)`."""
-        plane = self.backend.xp.zeros(len(self._disc) * self.radius, self.complex)
-        plane[self._ball_at] = values
-        return self.spin_matrix(psi)[0].T @ plane.view(self.dtype).reshape(len(self._disc), -1)
+        plane = np.zeros(len(self.disc) * self.radius, self.complex)
+        plane[self.ball_at] = values
+        return self.spin_matrix(psi)[0].T @ plane.view(self.dtype).reshape(len(self.disc), -1)
 
     def spread_weight(self, weight: Any, psi: float) -> Any:
         """Sums of weights `(n,)` real over the voxels they bear on: `(width², radius)`.
@@ -279,9 +281,9 @@ class Projector:
         sums would blow up where strong neighbours cancel a weak voxel's own weight. Absolute sums make the division a
         Jacobi preconditioner that bounds every step; they are scaled to be right on average.
         """
-        plane = self.backend.xp.zeros(len(self._disc) * self.radius, self.dtype)
-        plane[self._ball_at] = weight
-        return self.spin_matrix(psi)[1].T @ plane.reshape(len(self._disc), -1)
+        plane = np.zeros(len(self.disc) * self.radius, self.dtype)
+        plane[self.ball_at] = weight
+        return self.spin_matrix(psi)[1].T @ plane.reshape(len(self.disc), -1)
 
     # both, for any rotation --------------------------------------------------------------------------------------
 
@@ -293,7 +295,7 @@ class Projector:
         """
         direction, psi = split_spin(rotation)
         slab = self.tilt(reference, *self.tilt_operators(direction[None]))
-        return self.spin(slab, psi, self.backend.xp.empty(len(self.ball), self.complex))
+        return self.spin(slab, psi, np.empty(len(self.ball), self.complex))
 
     def adjoint(self, rotation: np.ndarray, values: Any) -> Any:
         """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(2, grid.size)`."""
@@ -316,6 +318,6 @@ def split_spin(rotation: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 @lru_cache(maxsize=16)
-def get_projector(box: int, radius: int, dtype: str, backend: Backend) -> Projector:
-    """A projector shared by everyone who asks for the same box, radius, precision and back-end."""
-    return Projector(box, radius, np.dtype(dtype), backend)
+def get_projector(box: int, radius: int, dtype: str) -> Projector:
+    """A projector shared by everyone who asks for the same box, radius and precision."""
+    return Projector(box, radius, np.dtype(dtype))

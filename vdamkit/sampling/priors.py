@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,19 +45,34 @@ class OrientationPrior:
         Source: RELION healpix_sampling.cpp:selectOrientationsWithNonZeroPriorProbability; there psi ignores the mates,
         which is the same for Cn.
         """
-        widths = (self.rot, self.tilt, self.psi)
-        best = np.full((len(centres), len(rotations)), np.inf)
-        group = operators(symmetry)
-        if self.rot is None and symmetry.startswith("C"):
-            group = group[:1]  # a turn about z changes rot alone
-        for operator in group:
+        return self._distance(rotations, symmetry, lambda angles, axis: angles[None, :, axis] - centres[:, None, axis])
+
+    def pair_distance(
+        self, rotations: np.ndarray, centres: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], symmetry: str
+    ) -> np.ndarray:
+        """:meth:`distance` of some pairs alone: `pairs` are numbers of rotations and of centres, `(m,)` each; `(m,)`."""
+        r, c = pairs
+        return self._distance(rotations, symmetry, lambda angles, axis: angles[r, axis] - centres[c, axis])
+
+    def _distance(self, rotations: np.ndarray, symmetry: str, away: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
+        """Least squared distance over the mates; `away`: from angles `(n, 3)` and an axis to differences in degrees."""
+        best: np.ndarray | None = None
+        for operator in self._mates(symmetry):
             angles = matrix_to_euler(rotations @ operator)
-            total = np.zeros_like(best)
-            for axis, width in enumerate(widths):
-                if width is not None:
-                    total += (wrap(angles[None, :, axis] - centres[:, None, axis]) / width) ** 2
-            np.minimum(best, total, out=best)
+            parts = [(wrap(away(angles, axis)) / width) ** 2 for axis, width in enumerate(self._widths) if width is not None]
+            total = sum(parts[1:], parts[0])
+            best = total if best is None else np.minimum(best, total)
+        assert best is not None
         return best
+
+    @property
+    def _widths(self) -> tuple[float | None, float | None, float | None]:
+        return self.rot, self.tilt, self.psi
+
+    def _mates(self, symmetry: str) -> np.ndarray:
+        """Operators that make a difference: a turn about z changes rot alone."""
+        group = operators(symmetry)
+        return group[:1] if self.rot is None and symmetry.startswith("C") else group
 
     def within_cut(self, rotations: np.ndarray, centres: np.ndarray, symmetry: str) -> np.ndarray:
         """Which coarse orientations each prior centre admits, bool `(m, n)`; at least the nearest one.
@@ -64,15 +80,11 @@ class OrientationPrior:
         The cut is CUT widths per angle. Where nothing is left the nearest orientation is kept (RELION aborts there
         for psi: "prior on psi is zero").
         """
-        widths = (self.rot, self.tilt, self.psi)
         admitted = np.zeros((len(centres), len(rotations)), bool)
-        group = operators(symmetry)
-        if self.rot is None and symmetry.startswith("C"):
-            group = group[:1]
-        for operator in group:
+        for operator in self._mates(symmetry):
             angles = matrix_to_euler(rotations @ operator)
             inside = np.ones_like(admitted)
-            for axis, width in enumerate(widths):
+            for axis, width in enumerate(self._widths):
                 if width is not None:
                     inside &= np.abs(wrap(angles[None, :, axis] - centres[:, None, axis])) < CUT * width
             admitted |= inside

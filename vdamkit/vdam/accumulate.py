@@ -139,7 +139,7 @@ def _total(search: Search, projector: Projector, lanes: list[Lane]) -> np.ndarra
         k, h, row = place
         for lane in lanes:
             if (k, h) in lane.cubes:
-                total[place] += search.backend.asnumpy(lane.cubes[k, h][row])
+                total[place] += lane.cubes[k, h][row]
 
     search.backend.map(add, list(np.ndindex(total.shape[:3])))
     return total
@@ -150,24 +150,24 @@ def _group_sums(
     lane: Lane,
 ) -> None:  # fmt: skip
     """Residuals of one group of rotations, noise terms and information, added to a lane."""
-    level, xp = search.levels[-1], search.backend.xp
+    level = search.levels[-1]
     n = len(projector.ball)
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
     rows, tilts = _rotated(search, projector, key, union)
     energy = rows.real**2 + rows.imag**2
-    gradient = xp.zeros((2, len(union), n), projector.complex)  # per pseudo-half: index parity in the file, for good
-    total = xp.zeros((2, len(union), n), projector.dtype)
+    gradient = np.zeros((2, len(union), n), projector.complex)  # per pseudo-half: index parity in the file, for good
+    total = np.zeros((2, len(union), n), projector.dtype)
     touched = np.zeros((2, len(union)), bool)
-    information = xp.zeros(n, projector.dtype)
+    information = np.zeros(n, projector.dtype)
     for i, block in members:
         at, h = np.searchsorted(union, block.orientations), int(batch.index[i]) % 2
         touched[h, at] = True
         used = np.flatnonzero(block.scores.any(0))
-        p = xp.asarray(block.scores[:, used].astype(projector.dtype))
+        p = block.scores[:, used].astype(projector.dtype)
         phases = search.phases(level.radius, level.fine_shifts, posteriors[i].shifts[used])
         wave = (p @ phases.view(projector.dtype)).view(projector.complex)  # Σ_t p e^{-2πi k·t/N}
         mass = p.sum(1)
-        overlap = xp.zeros(n, projector.complex)
+        overlap = np.zeros(n, projector.complex)
         for j, row in enumerate(at.tolist()):  # row by row: everything stays in the cache
             overlap += rows[row].conj() * wave[j]
             gradient[h, row] += wave[j] * batch.unmasked[i]
@@ -175,15 +175,15 @@ def _group_sums(
         model2 = mass @ energy[at]
         w = raw.weight[i]
         values = w * (w * model2 - 2 * (overlap * raw.masked[i]).real)
-        sums = projector.ball.shell_sums(search.backend.asnumpy(values) * projector.ball.weight)
+        sums = projector.ball.shell_sums(values * projector.ball.weight)
         group = int(raw.optics[i])
         lane.noise[group] = lane.noise.get(group, 0) + sums
         information += batch.weight[i] * model2
     for h in (0, 1):
         gradient[h] -= total[h] * rows
-    lane.power[key[0]] = lane.power.get(key[0], 0) + projector.ball.shell_sums(search.backend.asnumpy(information))
+    lane.power[key[0]] = lane.power.get(key[0], 0) + projector.ball.shell_sums(information)
     for h in (0, 1):
-        _spin_back(projector, level.grid, union, gradient[h], xp.maximum(total[h], 0), touched[h], tilts, (key[0], h), lane)
+        _spin_back(projector, level.grid, union, gradient[h], np.maximum(total[h], 0), touched[h], tilts, (key[0], h), lane)
 
 
 def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, dict[int, Tilt]]:
@@ -221,7 +221,7 @@ def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: in
     power = np.zeros((n_optics, ball.n_shells))
     weight = np.zeros((n_optics, ball.n_shells))
     for i, group in enumerate(raw.optics):
-        b, w = search.backend.asnumpy(raw.masked[i]), search.backend.asnumpy(raw.weight[i])
+        b, w = raw.masked[i], raw.weight[i]
         power[group] += ball.shell_sums((b.real**2 + b.imag**2) * ball.weight)
         weight[group] += ball.shell_sums(w * ball.weight)
     return power, weight

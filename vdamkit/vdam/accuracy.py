@@ -16,7 +16,7 @@ ANGLES = np.array([0.5, 1, 2, 4, 8, 15, 30])  # degrees
 SHIFTS = np.array([0.1, 0.25, 0.5, 1, 2, 4, 10])  # px
 
 
-def alignment_accuracy(references, projector, weights: np.ndarray, rotations: np.ndarray, box: int, rng) -> tuple:
+def alignment_accuracy(references, projector, backend, weights: np.ndarray, rotations: np.ndarray, box: int, rng) -> tuple:
     """Errors (degrees, px) at which a particle's log-likelihood drops by P_VALUE, averaged over some particles.
 
     references: prepared transforms per class. weights `(p, n)`: w/σ² of the particles. rotations `(p, 3, 3)`.
@@ -25,7 +25,6 @@ def alignment_accuracy(references, projector, weights: np.ndarray, rotations: np
     """
     best = (np.inf, np.inf)
     k = projector.ball.k
-    xp = projector.backend.xp
     for reference in references:
         turns, directions = np.eye(3)[rng.integers(3, size=(2, len(weights)))]
 
@@ -34,14 +33,14 @@ def alignment_accuracy(references, projector, weights: np.ndarray, rotations: np
             costs = []
             for angle in ANGLES:
                 moved = projector.rotate(reference, rotations[i] @ euler_to_matrix(angle * turns[i]))
-                costs.append(float(0.5 * (weights[i] * xp.abs(moved - base) ** 2).sum()))
+                costs.append(float(0.5 * (weights[i] * np.abs(moved - base) ** 2).sum()))
             angular = _crossing(ANGLES, np.array(costs))
             phase = 2 * np.pi / box * (k @ directions[i])
-            energy = projector.backend.asnumpy(weights[i] * xp.abs(base) ** 2)
+            energy = weights[i] * np.abs(base) ** 2
             costs = [float((energy * (1 - np.cos(phase * t))).sum()) for t in SHIFTS]
             return angular, _crossing(SHIFTS, np.array(costs))
 
-        found = projector.backend.map(errors, range(len(weights)))
+        found = backend.map(errors, range(len(weights)))
         best = min(best, tuple(float(np.mean(values)) for values in zip(*found, strict=True)))
     return best
 

@@ -16,10 +16,11 @@ from vdamkit.sampling.point_groups import operators
 from vdamkit.state import State, StepReport
 from vdamkit.vdam import accuracy, schedule
 from vdamkit.vdam.accumulate import Sums
+from vdamkit.vdam.batched.visit import visit as visit_on_devices
 from vdamkit.vdam.moments import apply_solvent, half_gradients, resolution_statistics, vdam_update
 from vdamkit.vdam.search import Search, is_local, make_search
 from vdamkit.vdam.start import Particles
-from vdamkit.vdam.visit import MAX_BAD, Found, Tick, no_tick, visit
+from vdamkit.vdam.visit import MAX_BAD, Found, Tick, Visited, no_tick, visit
 
 
 def advance(state: State, settings, particles: Particles, backend: Backend, tick: Tick = no_tick) -> tuple[State, StepReport]:
@@ -47,15 +48,28 @@ def advance(state: State, settings, particles: Particles, backend: Backend, tick
             state = _update_sampling(state, settings, particles, backend, index, radius, iteration)
         search = make_search(state, settings, particles, backend, radius, index)
         local = is_local(settings, search, iteration)
-        sums, found, bad = visit(state, settings, particles, search, index, local, clock, tick)
+        if backend.on_device:
+            upcoming = _upcoming(state, settings, len(particles), iteration)
+            seen = visit_on_devices(state, settings, particles, search, index, local, clock, tick, upcoming)
+        else:
+            seen = visit(state, settings, particles, search, index, local, clock, tick)
         tick("update", 0.97)
         lap = time.perf_counter()
-        new = _maximise(state, settings, particles, backend, search, sums, len(index), len(particles), iteration)
+        new = _maximise(state, settings, particles, backend, search, seen.sums, len(index), len(particles), iteration)
         clock["update"] = time.perf_counter() - lap
-        new, changes = _write_poses(new, state, found, iteration, search.symmetry)
-        new = new.replace(bad_particles=_all_bad(state, bad, len(particles)))
+        new, changes = _write_poses(new, state, seen.found, iteration, search.symmetry)
+        new = new.replace(bad_particles=_all_bad(state, seen.bad, len(particles)))
     tick("done", 1.0)
-    return new, _report(new, settings, particles, search, found, bad, changes, radius, local, clock, began)
+    return new, _report(new, settings, particles, search, seen, changes, radius, local, clock, began)
+
+
+def _upcoming(state: State, settings, n_particles: int, iteration: int) -> np.ndarray:
+    """Particles of the mini-batch after this one, if the settings stay as they are."""
+    if iteration >= settings.mini_batches:
+        return np.zeros(0, int)
+    size = schedule.batch_size(state.plan.position(iteration + 1), n_particles, settings)
+    index = schedule.draw_batch(iteration + 1, size, n_particles, settings)
+    return np.setdiff1d(index, np.asarray(state.bad_particles, int))
 
 
 # M-step -------------------------------------------------------------------------------------------------------------
@@ -122,17 +136,17 @@ def _update_sampling(
     if not len(visited):
         return state
     some = np.sort(rng.permutation(visited)[:12])
-    projector = get_projector(particles.box, radius, settings.real, backend)
+    projector = get_projector(particles.box, radius, settings.real)
     items, at, _ = particles.fetch(some, radius)
     if not len(at):
         return state
     ball = half_ball(radius)
     groups = particles.optics[some[at]]
     weights = [item.weight * ball.weight / state.sigma2[g][ball.shell] for item, g in zip(items, groups, strict=True)]
-    weights = [backend.xp.asarray(w.astype(settings.real)) for w in weights]
+    weights = [w.astype(settings.real) for w in weights]
     rotations = euler_to_matrix(state.poses.angles[some[at]])
     references = [projector.prepare(v) for v, p in zip(state.maps, state.class_probability, strict=True) if p >= 0.01]
-    rotation, offset = accuracy.alignment_accuracy(references, projector, weights, rotations, particles.box, rng)
+    rotation, offset = accuracy.alignment_accuracy(references, projector, backend, weights, rotations, particles.box, rng)
     found = (rotation, offset * particles.pixel_size)
     new = accuracy.refined_sampling(
         state, settings, is_stack=particles.mask_ndim == 2, accuracy=found, pixel_size=particles.pixel_size
@@ -180,10 +194,11 @@ def _write_poses(new: State, old: State, found: list[Found], iteration: int, sym
 
 
 def _report(
-    new: State, settings, particles: Particles, search: Search, found: list[Found], bad: dict[int, str], changes: tuple,
-    radius: int, local: bool, clock: dict[str, float], began: float,
+    new: State, settings, particles: Particles, search: Search, seen: Visited, changes: tuple, radius: int, local: bool,
+    clock: dict[str, float], began: float,
 ) -> StepReport:  # fmt: skip
-    n, position = sum(len(f.index) for f in found), new.position(settings)
+    found, position = seen.found, new.position(settings)
+    n = sum(len(f.index) for f in found)
     kind = "exhaustive" if len(search.levels) == 1 else f"{'local' if local else 'global'}, {len(search.levels)} levels"
     return StepReport(
         iteration=new.iteration, n_particles=n,
@@ -192,6 +207,6 @@ def _report(
         T=schedule.tau2_fudge(position, settings), step_size=schedule.step_size(position, settings),
         pmax=float(np.mean(np.concatenate([f.pmax for f in found]))), sigma_offset=new.sigma_offset,
         angle_change=changes[0], offset_change=changes[1], class_populations=tuple(new.class_probability.tolist()),
-        log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))), bad=tuple(bad.values()),
+        log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))), bad=tuple(seen.bad.values()), notes=seen.notes,
         seconds=time.perf_counter() - began, timings=dict(clock),
     )  # fmt: skip

@@ -27,13 +27,11 @@ RATIO_LIMIT = 1e6  # of one voxel's noise-to-signal ratio, which has no finite m
 @lru_cache(maxsize=24)
 def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) -> tuple:
     """Sparse operator that reads a half cube at ``R K`` for all its points within `radius`, and the Friedel signs."""
-    from vdamkit.backend import get_backend
-
     rotation = np.frombuffer(matrix).reshape(3, 3)
     points, _ = _points(half_width, radius)
     indices, weights, sign = trilinear((rotation @ points).astype(dtype), half_width)
     size = (2 * half_width + 1) ** 2 * (half_width + 2)
-    return csr_rows(get_backend("cpu", 1), indices, weights, size), sign
+    return csr_rows(indices, weights, size), sign
 
 
 @lru_cache(maxsize=4)

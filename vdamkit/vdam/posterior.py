@@ -35,7 +35,7 @@ def rotate_rows(
 
     `tilts`, if given, is filled with the operator of each direction that was used.
     """
-    rows = projector.backend.xp.empty((len(orientations), len(projector.ball)), projector.complex)
+    rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
     directions, psis = np.divmod(orientations, grid.n_psi)
     present, first = np.unique(directions, return_index=True)
     ends = np.append(first[1:], len(orientations))
@@ -75,7 +75,7 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     """Score the admitted coarse `orientations` (ascending) of every class; candidates or posterior per particle."""
     level = search.levels[0]
     last = len(search.levels) == 1
-    projector, xp = search.projector(level.radius), search.backend.xp
+    projector = search.projector(level.radius)
     n, real = len(projector.ball), projector.dtype
     directions = orientations // level.grid.n_psi
     cuts = np.flatnonzero(np.diff(directions)) + 1  # whole directions, a few for each worker
@@ -87,7 +87,7 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
         lambda job: rotate_rows(projector, prepared[job[0]], level.grid, search.perturbation, orientations[job[1]]),
         jobs,
     )
-    rows = xp.concatenate(parts)
+    rows = np.concatenate(parts)
     del parts
     energy = rows.real**2 + rows.imag**2
     shifts = np.arange(len(search.shifts(level.fine_shifts)))
@@ -107,7 +107,7 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
         out = []
         for j, i in enumerate(chunk):
             log_shift = search.log_offset(batch, i, level.fine_shifts, shifts)
-            total = scores[:, j] + xp.asarray(log_rows[batch.centre[i]], real)[:, None] + xp.asarray(log_shift, real)
+            total = scores[:, j] + log_rows[batch.centre[i]].astype(real)[:, None] + log_shift.astype(real)
             blocks = [
                 Block((k, 0), k, orientations, total[k * len(orientations) : (k + 1) * len(orientations)])
                 for k in range(classes)
@@ -121,6 +121,11 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
 
 def _pieces(total: int, size: int) -> list[slice]:
     return [slice(a, min(a + size, total)) for a in range(0, total, size)]
+
+
+def admitted_orientations(search: Search, grid: OrientationGrid) -> np.ndarray:
+    """Coarse orientations that the prior of any particle admits, ascending."""
+    return np.flatnonzero(np.isfinite(_admission(search, grid, np.arange(len(grid)))).any(0))
 
 
 def _admission(search: Search, grid: OrientationGrid, orientations: np.ndarray) -> np.ndarray:
@@ -176,7 +181,7 @@ def _level_shifts(coarse: np.ndarray, fine: bool) -> np.ndarray:
 
 def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members: list, shifts: list) -> list:
     k = key[0]
-    projector, xp = search.projector(level.radius), search.backend.xp
+    projector = search.projector(level.radius)
     n, real = len(projector.ball), projector.dtype
     union = np.unique(np.concatenate([mine for _, mine in members]))
     tilts: dict[int, Tilt] | None = {} if level is search.levels[-1] else None
@@ -197,8 +202,8 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
         else:
             scores = interleaved(a * b.conj(), real) @ interleaved(phases, real).T
         scores -= 0.5 * (e @ batch.weight[i, :n])[:, None]
-        scores += xp.asarray(log_rows[batch.centre[i], at], real)[:, None]
-        scores += xp.asarray(search.log_offset(batch, i, level.fine_shifts, shifts[i]), real)
+        scores += log_rows[batch.centre[i], at].astype(real)[:, None]
+        scores += search.log_offset(batch, i, level.fine_shifts, shifts[i]).astype(real)
         out.append((i, Block(key, k, mine, scores)))
     return out
 
@@ -211,7 +216,6 @@ def _conclude(search: Search, blocks: list[Block], shifts: np.ndarray, last: boo
     peak = max(float(block.scores.max()) for block in blocks)
     total = 0.0
     for block in blocks:
-        block.scores = search.backend.asnumpy(block.scores)
         np.subtract(block.scores, peak, out=block.scores)
         np.exp(block.scores, out=block.scores)
         total += float(block.scores.sum(dtype=np.float64))
@@ -284,9 +288,7 @@ def run_search(search: Search, batch: Batch, start: list[Candidates] | None, tic
     share = 1 / len(search.levels)
     if start is None:
         grid = search.levels[0].grid
-        everything = np.arange(len(grid))
-        admitted = np.isfinite(_admission(search, grid, everything)).any(0)
-        found = first_level(search, batch, everything[admitted], lambda f: tick(f * share))
+        found = first_level(search, batch, admitted_orientations(search, grid), lambda f: tick(f * share))
     else:
         found = next_level(search, batch, 0, start, lambda f: tick(f * share))
     tick(0.0)  # between levels a mini-batch can be paused

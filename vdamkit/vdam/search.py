@@ -110,7 +110,7 @@ class Search:
     kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows, tilts, bytes), for the M-step
 
     def projector(self, radius: int) -> Projector:
-        return get_projector(self.box, radius, self.dtype, self.backend)
+        return get_projector(self.box, radius, self.dtype)
 
     def prepared(self, radius: int) -> list[Any]:
         """References of all classes, transformed for a half-ball of `radius`."""
@@ -132,12 +132,12 @@ class Search:
         key = (radius, fine)
         with self.lock:
             if key not in self.tables:
-                empty = self.backend.xp.empty((len(shifts), len(projector.ball)), projector.complex)
+                empty = np.empty((len(shifts), len(projector.ball)), projector.complex)
                 self.tables[key] = (empty, np.zeros(len(shifts), bool))
             table, known = self.tables[key]
             missing = subset[~known[subset]]
             if len(missing):
-                table[missing] = self.backend.xp.asarray(projector.ball.phases(shifts[missing], self.box, projector.complex))
+                table[missing] = projector.ball.phases(shifts[missing], self.box, projector.complex)
                 known[missing] = True
         return table if len(subset) == len(table) else table[subset]
 

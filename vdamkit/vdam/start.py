@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,7 @@ class Particles(Protocol):
     offsets: np.ndarray  # (n, 3) Å
     angle_priors: np.ndarray  # (n, 3) degrees, nan where the file has none
     offset_priors: np.ndarray  # (n, 3) Å
+    identity: Hashable  # changes when what `fetch` returns does
 
     def __len__(self) -> int: ...
 
@@ -112,7 +114,7 @@ def _start_maps(
     particles: Particles, picks: np.ndarray, sigma2: np.ndarray, grey: float, shell: int, settings, backend, rng
 ) -> np.ndarray:
     """Averages of randomly turned particles up to `shell`, soft-masked so that every shell has some power."""
-    projector = get_projector(particles.box, shell, settings.real, backend)
+    projector = get_projector(particles.box, shell, settings.real)
     n = len(projector.ball)
     found, at, _ = particles.fetch(picks, shell)
     groups = particles.optics[picks[at]]
@@ -122,9 +124,9 @@ def _start_maps(
         for j, particle in enumerate(found):
             angles = rng.uniform([0, 0, 0], [360, 180, 360])  # tilt uniform, as RELION draws it
             inverse = (projector.ball.weight / sigma2[groups[j], projector.ball.shell]).astype(settings.real)
-            values = backend.xp.asarray(particle.unmasked[:n] * (grey * inverse), projector.complex)
-            weights = backend.xp.asarray(np.maximum(particle.weight[:n], 0) * inverse)
-            cube += backend.asnumpy(projector.scatter(euler_to_matrix(angles), values, weights))
+            values = (particle.unmasked[:n] * (grey * inverse)).astype(projector.complex)
+            weights = np.maximum(particle.weight[:n], 0) * inverse
+            cube += projector.scatter(euler_to_matrix(angles), values, weights)
         d = half_gradients(projector.grid, np.stack([cube, cube]), "C1", shell, backend).d[0]
         how = "mask" if settings.solvent == "none" else settings.solvent
         radius = settings.mask_diameter / (2 * particles.pixel_size)

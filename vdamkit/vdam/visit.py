@@ -44,36 +44,69 @@ def no_tick(stage: str, fraction: float) -> None:
     """The progress callback of someone who does not watch."""
 
 
+@dataclass(frozen=True)
+class Visited:
+    """What a mini-batch's particles say."""
+
+    sums: Sums
+    found: list[Found]
+    bad: dict[int, str]  # a sentence about each particle that cannot be used
+    notes: tuple[str, ...] = ()  # what a person should know of how it went
+
+
+class Progress:
+    """Tells a mini-batch's progress as its particles are done; chunks may be at work side by side."""
+
+    def __init__(self, tick: Tick, n_particles: int):
+        self._tick, self._n, self._done = tick, n_particles, 0
+
+    def part(self, size: int) -> Callable[..., Callable[[float], None]]:
+        """For a chunk of so many particles: from a stage, its share of the chunk's work and where that begins, a callback that
+        takes fractions of the stage as they are done."""
+
+        def stage(name: str, share: float, begin: float = 0.0) -> Callable[[float], None]:
+            done = [0.0]
+
+            def add(fraction: float) -> None:
+                done[0] += fraction
+                self._tick(name, 0.95 * (self._done + size * (begin + share * min(done[0], 1.0))) / self._n)
+
+            return add
+
+        return stage
+
+    def done(self, size: int) -> None:
+        """So many particles are behind us."""
+        self._done += size
+
+
+def too_many_bad(bad: dict[int, str], n: int) -> None:
+    """InputError where more than MAX_BAD of `n` particles cannot be used."""
+    if len(bad) > MAX_BAD * n:
+        raise InputError(
+            f"{len(bad)} of {n} particles of this mini-batch cannot be used (more than "
+            f"{100 * MAX_BAD:.0f} %); the first: {next(iter(bad.values()))}"
+        )
+
+
 def visit(
     state: State, settings, particles: Particles, search: Search, index: np.ndarray, local: bool, clock: dict, tick: Tick
-) -> tuple[Sums, list[Found], dict[int, str]]:
+) -> Visited:
     """Read, score and sum all particles, a chunk at a time."""
     chunks = [index[a : a + settings.chunk_particles] for a in range(0, len(index), settings.chunk_particles)]
     total: Sums | None = None
     found: list[Found] = []
     bad: dict[int, str] = {}
     radius = search.levels[-1].radius
-    for number, chunk in enumerate(chunks):
-
-        def part(stage: str, share: float, begin: float, number: int = number) -> Callable[[float], None]:
-            done = [0.0]
-
-            def add(fraction: float) -> None:
-                done[0] += fraction
-                tick(stage, 0.95 * (number + begin + share * min(done[0], 1.0)) / len(chunks))
-
-            return add
-
+    progress = Progress(tick, len(index))
+    for chunk in chunks:
+        part = progress.part(len(chunk))
         lap = time.perf_counter()
-        part("read", 0.0, 0.0)(0.0)
+        part("read", 0.0)(0.0)
         search.kept.clear()
         batch, raw, complaints = make_batch(state, search, particles, chunk, radius)
         bad.update(complaints)
-        if len(bad) > MAX_BAD * len(index):
-            raise InputError(
-                f"{len(bad)} of {len(index)} particles of this mini-batch cannot be used (more than "
-                f"{100 * MAX_BAD:.0f} %); the first: {next(iter(bad.values()))}"
-            )
+        too_many_bad(bad, len(index))
         clock["read"] = clock.get("read", 0) + time.perf_counter() - lap
         lap = time.perf_counter()
         start = local_candidates(state, search, settings, batch.index) if local else None
@@ -85,8 +118,9 @@ def visit(
         clock["M-step"] = clock.get("M-step", 0) + time.perf_counter() - lap
         total = sums if total is None else total + sums
         found.append(best_poses(search, batch, posteriors, particles.pixel_size))
+        progress.done(len(chunk))
     assert total is not None
-    return total, found, bad
+    return Visited(total, found, bad)
 
 
 def make_batch(
@@ -99,7 +133,7 @@ def make_batch(
     index = chunk[at]
     if not len(index):
         raise InputError(f"no particle of this chunk can be used; the first: {sentences[0]}")
-    ball, xp = half_ball(radius), search.backend.xp
+    ball = half_ball(radius)
     projector = search.projector(radius)
     offsets = state.poses.offsets[index] / particles.pixel_size
     priors = particles.offset_priors[index] / particles.pixel_size
@@ -121,15 +155,16 @@ def make_batch(
         weight[j] = item.weight * (inverse * ball.weight)
 
     search.backend.map(fill, range(len(index)), at_once=8)
-    _, centre = _centre_rows(state, particles, index, search)
-    batch = Batch(index, *(xp.asarray(a) for a in (scaled, unmasked, weight)), offsets, priors, centre)
-    return batch, RawBatch(xp.asarray(masked), xp.asarray(raw_weight), particles.optics[index]), complaints
+    centre = centre_rows(state, particles, index, search)
+    batch = Batch(index, scaled, unmasked, weight, offsets, priors, centre)
+    return batch, RawBatch(masked, raw_weight, particles.optics[index]), complaints
 
 
-def _centre_rows(state: State, particles: Particles, index: np.ndarray, search: Search) -> tuple[np.ndarray, np.ndarray]:
+def centre_rows(state: State, particles: Particles, index: np.ndarray, search: Search) -> np.ndarray:
+    """Which of the mini-batch's prior centres each particle has."""
     mine = np.round(prior_centres(state, particles, index, search.prior), 4)
     rows = [int(np.abs(search.centres - centre).sum(1).argmin()) for centre in mine]
-    return mine, np.array(rows, int)
+    return np.array(rows, int)
 
 
 def local_candidates(state: State, search: Search, settings, index: np.ndarray) -> list[Candidates]:

@@ -1,0 +1,124 @@
+"""The batched engine against the one on threads, which the other tests hold against definitions: same weights, same sums."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers_vdamkit import Blobs, make_search, plant
+from test_posterior import grid_poses, tick
+
+from vdamkit.backend.device import Device
+from vdamkit.sampling.orientations import orientation_grid
+from vdamkit.sampling.priors import OrientationPrior
+from vdamkit.sampling.shifts import child_offsets, shift_grid
+from vdamkit.vdam import accumulate as threaded_sums
+from vdamkit.vdam import posterior as threaded
+from vdamkit.vdam.batched import accumulate as batched_sums
+from vdamkit.vdam.batched import posterior as batched
+from vdamkit.vdam.batched.engine import DeviceBatch, Engine
+from vdamkit.vdam.search import Candidates, Level
+
+BOX, RADIUS, COARSE = 12, 5, orientation_grid(0)
+MAPS = np.stack([Blobs.random(6, reach=3.0, sigma=1.1, seed=s).map(BOX) for s in (1, 2)])
+POWER = float((MAPS[0] ** 2).sum()) / BOX**6
+SUMS = ("cubes", "noise", "noise_weight", "class_weight", "direction_weight", "offset2", "power")
+
+
+def problem(levels, n=7, classes=2, seed=1, snr=0.01, **changes):
+    """A search with particles at known poses of its last grid: in both halves, two optics groups, off their centres."""
+    options = {"log_class": np.log([0.7, 0.3][:classes]), "perturbation": 11.0, "adaptive_fraction": 0.97, "sigma_offset": 2.0,
+               "max_significant": 20, "child_offsets": child_offsets(1.0)} | changes  # fmt: skip
+    search = make_search(MAPS[:classes], levels, shift_grid(1, 1) + 0.2, **options)
+    poses, _ = grid_poses(search, n, seed, classes)
+    index = np.random.default_rng(2).permutation(40)[:n]
+    batch, raw = plant(search, poses, POWER / snr, 3, index=index, optics=np.arange(n) % 2)
+    rng = np.random.default_rng(4)
+    centre = rng.integers(len(search.centres), size=n)
+    batch = replace(batch, offsets=rng.uniform(-1, 1, (n, 3)), offset_priors=rng.uniform(-1, 1, (n, 3)), centre=centre)
+    return search, batch, raw
+
+
+def on_device(device, batch, raw) -> DeviceBatch:
+    put = device.put
+    return DeviceBatch(batch.index, put(batch.masked), put(batch.unmasked), put(batch.weight), put(raw.masked),
+                       put(raw.weight), batch.offsets, batch.offset_priors, batch.centre, raw.optics)  # fmt: skip
+
+
+def both(search, batch, raw, device, start=None):
+    """Posteriors and sums of both engines: (threaded posteriors, sums), (batched samples, sums)."""
+    posteriors = threaded.run_search(search, batch, start, tick)
+    sums = threaded_sums.accumulate(search, batch, raw, posteriors, 2, COARSE, tick)
+    engine, particles = Engine(search, device), on_device(device, batch, raw)
+    found = batched.run_search(engine, particles, start, tick)
+    return (posteriors, sums), (found, batched_sums.accumulate(engine, particles, found, 2, COARSE, tick))
+
+
+def agree(first, second, rtol):
+    """The same weights, evidence and best pose of every particle; the same sums."""
+    (posteriors, sums), (found, device_sums) = first, second
+    owner = found.entries.particle
+    for i, posterior in enumerate(posteriors):
+        mass = {(block.class_index, int(r)): float(w.sum()) for block in posterior.blocks
+                for r, w in zip(block.orientations, block.scores, strict=True)}  # fmt: skip
+        mine = np.flatnonzero(owner == i)
+        other = dict(zip(zip(found.entries.class_index[mine].tolist(), found.entries.orientation[mine].tolist(), strict=True),
+                         found.mass[mine].tolist(), strict=True))  # fmt: skip
+        assert set(mass) == set(other)
+        assert all(other[key] == pytest.approx(mass[key], rel=rtol, abs=rtol) for key in mass)
+        assert found.pmax[i] == pytest.approx(posterior.pmax, rel=rtol)
+        assert found.log_evidence[i] == pytest.approx(posterior.log_evidence, rel=rtol)
+        k, r, s = posterior.best
+        assert found.best[i].tolist() == [k, r, posterior.shifts[s]]
+        assert found.count[mine].sum() == posterior.n_significant
+    for name in SUMS:
+        a, b = np.asarray(getattr(sums, name)), np.asarray(getattr(device_sums, name))
+        np.testing.assert_allclose(b, a, rtol=10 * rtol, atol=10 * rtol * np.abs(a).max(), err_msg=name)
+
+
+TWO = [Level(COARSE, 4, False), Level(COARSE.children, RADIUS, True)]
+CASES = {
+    "dense": ([Level(COARSE, RADIUS, False)], {}),
+    "dense, fine shifts, prior": (
+        [Level(COARSE.children, RADIUS, True)],
+        {"prior": OrientationPrior(tilt=20.0), "centres": np.array([[0, 40.0, 0], [0, 110.0, 0]])},
+    ),
+    "two levels": (TWO, {}),
+    "one class": (TWO, {"classes": 1}),
+    "three levels, prior, symmetry": (
+        [Level(orientation_grid(0, "C2"), 4, False), Level(orientation_grid(0, "C2").children, 4, False),
+         Level(orientation_grid(0, "C2").children.children, RADIUS, True)],
+        {"prior": OrientationPrior(rot=40.0, tilt=30.0), "centres": np.array([[30.0, 50, 0], [-20, 100, 0]]), "symmetry": "C2"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_engines_agree(case):
+    levels, changes = CASES[case]
+    search, batch, raw = problem(levels, **changes)
+    agree(*both(search, batch, raw, Device()), rtol=1e-9)
+
+
+def test_both_engines_agree_in_single_precision():
+    """Weights to 1e-4 of each other: the two add in different orders."""
+    search, batch, raw = problem(TWO, dtype="float32")
+    agree(*both(search, batch, raw, Device()), rtol=1e-4)
+
+
+def test_both_engines_agree_on_a_local_search():
+    search, batch, raw = problem(TWO)
+    rng = np.random.default_rng(3)
+    start = [Candidates(np.repeat([0, 1], 6), np.tile(np.sort(rng.permutation(len(COARSE))[:6]), 2), np.arange(7))
+             for _ in batch.index]  # fmt: skip
+    agree(*both(search, batch, raw, Device(), start), rtol=1e-9)
+
+
+def test_small_pieces_give_the_same():
+    """Memory for one particle and a few rotations at a time, against all at once."""
+    search, batch, raw = problem(TWO)
+    whole, pieces = (both(search, batch, raw, Device(memory))[1] for memory in (None, 200_000))
+    assert Engine(search, Device(200_000)).rows_at_once(100) < 10
+    np.testing.assert_allclose(pieces[0].mass, whole[0].mass, rtol=1e-12)
+    for name in SUMS:
+        a, b = np.asarray(getattr(whole[1], name)), np.asarray(getattr(pieces[1], name))
+        np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12 * np.abs(a).max(), err_msg=name)

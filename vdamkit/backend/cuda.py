@@ -1,0 +1,225 @@
+"""An NVIDIA GPU by way of CuPy: arrays, our kernels compiled once, memory, errors. No other module knows CuPy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdamkit.backend.device import Device, DeviceLost, OutOfDeviceMemory
+from vdamkit.errors import SettingsError
+
+THREADS = 256
+
+
+def _cupy(device: str) -> Any:
+    """CuPy with at least one device that answers."""
+    try:
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            raise RuntimeError("no device")
+    except Exception as problem:  # no CuPy, no driver, no device: one answer for the user
+        first_line = (str(problem).splitlines() or ["no device"])[0]
+        raise SettingsError(
+            f"device is {device!r} but no GPU answers ({first_line}); install vdamkit[cuda12] or vdamkit[cuda13] "
+            "on a machine with an NVIDIA GPU, or use device='cpu'"
+        ) from None
+    return cupy
+
+
+@lru_cache(maxsize=2)
+def _source() -> str:
+    return (Path(__file__).parent / "kernels.cu").read_text(encoding="utf-8")
+
+
+class CudaDevice(Device):
+    """One GPU. All work of a thread on it goes to the thread's current stream.
+
+    Raises SettingsError where CuPy or the device does not answer.
+    """
+
+    def __init__(self, number: int, memory: int | None = None):
+        self.name = f"cuda:{number}"
+        self.xp = _cupy(self.name)
+        count = self.xp.cuda.runtime.getDeviceCount()
+        if number >= count:
+            raise SettingsError(f"device is {self.name!r} but this machine has {count} GPU(s); the last is 'cuda:{count - 1}'")
+        self._device = self.xp.cuda.Device(number)
+        self.kernels = CudaKernels(self)
+        self.memory = memory
+        self.tables = {}
+        self.halvings = 0
+
+    def put(self, array: np.ndarray) -> Any:
+        return self.xp.asarray(np.ascontiguousarray(array))
+
+    def upload(self, array: np.ndarray) -> Any:
+        import cupyx
+
+        pinned = cupyx.empty_pinned(array.shape, array.dtype)  # page-locked: copied by the device itself, at the bus's rate
+        pinned[...] = array
+        out = self.xp.empty(array.shape, array.dtype)
+        out.set(pinned)
+        self.xp.cuda.get_current_stream().synchronize()  # before the page-locked memory may be used again
+        return out
+
+    def get(self, array: Any) -> np.ndarray:
+        return array.get()
+
+    def matmul(self, a: Any, b: Any, *, tf32: bool = False) -> Any:
+        if not tf32:
+            return a @ b.T
+        return self._tensor_product(a, b)
+
+    def _tensor_product(self, a: Any, b: Any) -> Any:
+        """``a @ b.T`` on tensor cores: cuBLAS with TF32 inputs and float32 sums, for this call alone."""
+        cublas, runtime = self.xp.cuda.cublas, self.xp.cuda.runtime
+        a, b = self.xp.ascontiguousarray(a, np.float32), self.xp.ascontiguousarray(b, np.float32)
+        m, n, depth = len(a), len(b), a.shape[1]
+        out = self.xp.empty((m, n), np.float32)
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        kind = runtime.CUDA_R_32F
+        # cuBLAS counts by columns: row-major out (m, n) is its (n, m) = b a^T
+        cublas.gemmEx(
+            self._device.cublas_handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, depth, one.ctypes.data,
+            b.data.ptr, kind, depth, a.data.ptr, kind, depth, zero.ctypes.data, out.data.ptr, kind, n,
+            cublas.CUBLAS_COMPUTE_32F_FAST_TF32, cublas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+        return out
+
+    def free_bytes(self) -> int:
+        """What the driver has free, and what CuPy's pool holds without using it."""
+        with self.active():
+            pool = self.xp.get_default_memory_pool()
+            return int(self._device.mem_info[0] + pool.total_bytes() - pool.used_bytes())
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        cuda = self.xp.cuda
+        try:
+            with self._device:
+                yield
+        except cuda.memory.OutOfMemoryError as problem:
+            raise OutOfDeviceMemory(f"{self.name} has no memory left ({problem})") from None
+        except cuda.runtime.CUDARuntimeError as problem:
+            if "MemoryAllocation" in str(problem):
+                raise OutOfDeviceMemory(f"{self.name} has no memory left ({problem})") from None
+            raise DeviceLost(f"{self.name} does not answer any more ({problem})") from None
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        with self.active(), self.xp.cuda.Stream(non_blocking=True):
+            yield
+
+    def synchronize(self) -> None:
+        with self.active():
+            self.xp.cuda.get_current_stream().synchronize()
+
+    def release(self) -> None:
+        super().release()
+        with self.active():
+            self.xp.get_default_memory_pool().free_all_blocks()
+            self.xp.get_default_pinned_memory_pool().free_all_blocks()
+
+
+class CudaKernels:
+    """The kernels of kernels.cu, called as their twins are; compiled at first use (CuPy keeps what it compiled on disc)."""
+
+    def __init__(self, device: CudaDevice):
+        self._device = device
+        self._modules: dict[np.dtype, Any] = {}
+
+    def _run(self, name: str, real: np.dtype, grid: tuple[int, ...], *arguments: Any, threads: int = THREADS) -> None:
+        if min(grid) == 0:
+            return
+        if real not in self._modules:
+            kind = ("-DREAL=float", "-DCOMPLEX=float2", "-DSINGLE") if real == np.float32 else (
+                "-DREAL=double", "-DCOMPLEX=double2")  # fmt: skip
+            self._modules[real] = self._device.xp.RawModule(code=_source(), options=("-std=c++17", *kind))
+        self._modules[real].get_function(name)(grid, (threads,), arguments)
+
+    def tilt(self, cube, turns, source, source_at, half_width, slabs) -> None:
+        n = source.shape[1]
+        self._run(
+            "tilt", cube.dtype, (len(turns), _blocks(n)), cube, turns, source, source_at, np.int32(n), np.int32(half_width),
+            np.int32(cube.shape[1]), np.int32(slabs.shape[1]), slabs,
+        )  # fmt: skip
+
+    def tilt_adjoint(self, slabs, slab_weights, turns, source, source_at, half_width, scales, sums) -> None:
+        n = source.shape[1]
+        self._run(
+            "tilt_adjoint", turns.dtype, (len(turns), _blocks(n), 2), slabs, slab_weights, turns, source, source_at, np.int32(n),
+            np.int32(half_width), np.int32(sums.shape[2]), np.int32(slabs.shape[2]), np.int32(len(turns)),
+            np.float64(scales[0]), np.float64(scales[1]), sums,
+        )  # fmt: skip
+
+    def spin(self, slabs, direction, psi, first, taps, place, radius, width, rows) -> None:
+        n = len(place)
+        self._run(
+            "spin", taps.dtype, (len(rows), _blocks(n)), slabs, direction, psi, first, taps, place, np.int32(n // radius),
+            np.int32(radius), np.int32(width), np.int32(rows.shape[1]), rows,
+        )  # fmt: skip
+
+    def spin_adjoint(
+        self, values, weights, row_start, psi, tap_start, tap_disc, tap_weight, absolute_sum, place, radius, slabs, slab_weights
+    ) -> None:  # fmt: skip
+        columns, real = tap_start.shape[1] - 1, tap_weight.dtype
+        self._run(
+            "spin_adjoint", real, (len(row_start) - 1, _blocks(columns * radius), 2), values, weights, row_start, psi,
+            tap_start, tap_disc, tap_weight, real.type(absolute_sum), place, np.int32(columns), np.int32(radius),
+            np.int32(values.shape[2]), np.int32(values.shape[1]), np.int32(slabs.shape[1]), slabs, slab_weights,
+        )  # fmt: skip
+
+    def phases(self, turns, k, out) -> None:
+        self._run("phases", out.real.dtype, (len(turns), _blocks(len(k))), turns, k, np.int32(len(k)), out)
+
+    def score(
+        self, rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
+        scores, *, most_entries: int, most_shifts: int,
+    ) -> None:  # fmt: skip
+        tile = 32
+        grid = (len(entry_start) - 1, -(-most_entries // tile), -(-most_shifts // tile))
+        self._run(
+            "score", scores.dtype, grid, rows, data, weight, shift_phases, np.int32(rows.shape[1]), np.int32(data.shape[1]),
+            entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores,
+        )  # fmt: skip
+
+    def normalise(self, scores, start, peak, total, best) -> None:
+        self._run("normalise", scores.dtype, (len(start) - 1,), scores, start, peak, total, best)
+
+    def threshold(self, weights, start, target, cap, out) -> None:
+        self._run("threshold", weights.dtype, (len(start) - 1,), weights, start, target, np.int32(min(cap, 2**31 - 1)), out)
+
+    def entry_sums(self, weights, base, stride, particle, shift_start, shift_prior, limit, total, count, mass, moment) -> None:
+        self._run(
+            "entry_sums", weights.dtype, (_blocks(len(base)),), weights, base, np.int32(stride), particle, shift_start,
+            shift_prior, limit, total, np.int32(len(base)), count, mass, moment,
+        )  # fmt: skip
+
+    def samples(
+        self, weights, base, stride, particle, shift_start, shift, limit, total, sample_start, sample_shift, sample_weight
+    ) -> None:  # fmt: skip
+        self._run(
+            "samples", weights.dtype, (_blocks(len(base)),), weights, base, np.int32(stride), particle, shift_start, shift,
+            limit, total, sample_start, np.int32(len(base)), sample_shift, sample_weight,
+        )  # fmt: skip
+
+    def row_sums(
+        self, rows, shift_phases, row_start, particle, sample_start, sample_count, mass, sample_shift, sample_weight, unmasked,
+        weight, raw, raw_weight, half, gradient, total, noise,
+    ) -> None:  # fmt: skip
+        n_rows, n = rows.shape
+        self._run(
+            "row_sums", mass.dtype, (n_rows, _blocks(n)), rows, shift_phases, np.int32(n), row_start, particle, sample_start,
+            sample_count, mass, sample_shift, sample_weight, unmasked, weight, raw, raw_weight, half, np.int32(n_rows), gradient,
+            total, noise,
+        )  # fmt: skip
+
+
+def _blocks(n: int) -> int:
+    return -(-n // THREADS)

@@ -1,0 +1,98 @@
+"""A device that computes the batched engine: what the engine may ask of one, and the one that every machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from vdamkit.errors import VdamkitError
+
+SHARE_OF_FREE = 0.85  # of a device's free memory that a mini-batch may take
+
+
+class OutOfDeviceMemory(VdamkitError):
+    """The device has no memory left for what was asked; smaller pieces may fit."""
+
+
+class DeviceLost(VdamkitError):
+    """The device does not answer any more; nothing on it can be read back."""
+
+
+class Device:
+    """Arrays (`xp`, a NumPy-like module), kernels (the functions of `twins`) and memory of one device.
+
+    This base class is the machine's own memory with NumPy: for tests, and as the definition of what the others do.
+
+    Parameters
+    ----------
+    memory: bytes that one mini-batch may take; None: what is free.
+    """
+
+    name = "host"
+
+    def __init__(self, memory: int | None = None):
+        from vdamkit.backend import twins
+
+        self.xp: Any = np
+        self.kernels: Any = twins
+        self.memory = memory
+        self.tables: dict = {}  # what stays on the device from mini-batch to mini-batch, by whoever made it
+        self.halvings = 0
+
+    def put(self, array: np.ndarray) -> Any:
+        """A copy on the device."""
+        return np.array(array)
+
+    def upload(self, array: np.ndarray) -> Any:
+        """A copy of a large array on the device, by the fastest way there."""
+        return self.put(array)
+
+    def get(self, array: Any) -> np.ndarray:
+        """A copy on the host."""
+        return np.array(array)
+
+    def matmul(self, a: Any, b: Any, *, tf32: bool = False) -> Any:
+        """``a @ b.T`` of real row-major matrices; with `tf32`, factors rounded to 10 bits of mantissa, as tensor cores do."""
+        return round_to_tf32(a) @ round_to_tf32(b).T if tf32 else a @ b.T
+
+    def free_bytes(self) -> int:
+        """Memory that could be taken now."""
+        return 8 * 2**30
+
+    @property
+    def room(self) -> int:
+        """Bytes for which a mini-batch plans: what is free, or the set limit; halved each time it proved too much."""
+        free = int(SHARE_OF_FREE * self.free_bytes())
+        return max(1, min(free, self.memory or free) >> self.halvings)
+
+    def halve(self) -> None:
+        """Plan for half as much from now on, and give back what is pooled."""
+        self.halvings += 1
+        self.release()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The device for this thread; its errors come out as :class:`OutOfDeviceMemory` and :class:`DeviceLost`."""
+        yield
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """As :meth:`active`, for a thread that brings data while others compute."""
+        with self.active():
+            yield
+
+    def synchronize(self) -> None:
+        """Wait for what this thread asked for."""
+
+    def release(self) -> None:
+        """Give back all memory that is not in use; tables are made again when needed."""
+        self.tables.clear()
+
+
+def round_to_tf32(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to TF32's 10 explicit bits of mantissa (to nearest), as the inputs of a tensor core's product are."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)

@@ -1,0 +1,171 @@
+"""What each kernel of kernels.cu computes, in NumPy: their definition, and what they are tested against.
+
+All write into their last arguments. "Ragged" arrays hold one run per particle, run i from ``start[i]`` to ``start[i + 1]``.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+
+from vdamkit.imaging.projector import trilinear
+
+
+def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
+    """Sample a padded half cube on the cylinders of some directions by trilinear interpolation.
+
+    cube `(2, size)` real and imaginary part; turns `(d, 3, 3)`: PAD × the part D of a rotation ``Rz(psi) @ D``;
+    source `(3, m)` the needed points of a cylinder; source_at `(m,)` their places in a slab; slabs `(d, slab size)` complex.
+    """
+    for turn, slab in zip(turns, slabs, strict=True):
+        indices, weights, sign = trilinear(turn.T @ source, half_width)
+        real, imaginary = ((part[indices] * weights).sum(1) for part in cube)
+        slab[source_at] = real + 1j * imaginary * sign
+
+
+def tilt_adjoint(slabs, slab_weights, turns, source, source_at, half_width: int, scales, sums) -> None:
+    """Adjoint of :func:`tilt`, for two halves, into whole numbers: slabs `(2, d, slab size)` complex and weights, real.
+
+    sums `(2, 3, size)` int64, real and imaginary part and weight: what is added is multiplied by `scales` (data, weight) and
+    rounded. Whole numbers add up to the same in any order.
+    """
+    for h in range(2):
+        for turn, slab, weight in zip(turns, slabs[h], slab_weights[h], strict=True):
+            indices, weights, sign = trilinear(turn.T @ source, half_width)
+            values = (slab[source_at].real, slab[source_at].imag * sign, weight[source_at])
+            for row, value, scale in zip(sums[h], values, (scales[0], scales[0], scales[1]), strict=True):
+                np.add.at(row, indices, np.rint(scale * weights * value[:, None].astype(np.float64)).astype(np.int64))
+
+
+def spin(slabs, direction, psi, first, taps, place, radius: int, width: int, rows) -> None:
+    """Turn cylinders in the plane, onto the half-ball: row r is slab ``direction[r]`` turned by angle number ``psi[r]``.
+
+    slabs `(d, width², radius)` complex. first `(angles, discs)`: corner of the 4 × 4 taps of each disc point; taps
+    `(angles, discs, 2, 4)`: their weights along x, along y. place `(discs × radius,)`: voxel of the half-ball, or -1.
+    """
+    inside = place >= 0
+    step = (np.arange(4)[:, None] * width + np.arange(4)).ravel()
+    slabs = slabs.reshape(len(slabs), -1, radius)
+    for row, d, angle in zip(rows, direction, psi, strict=True):
+        weights = (taps[angle, :, 1, :, None] * taps[angle, :, 0, None, :]).reshape(-1, 16)
+        plane = np.einsum("dt,dtz->dz", weights, slabs[d][first[angle][:, None] + step])
+        row[place[inside]] = plane.reshape(-1)[inside]
+
+
+def spin_adjoint(
+    values, weights, row_start, psi, tap_start, tap_disc, tap_weight, absolute_sum: float, place, radius: int, slabs, slab_weights
+) -> None:  # fmt: skip
+    """Adjoint of :func:`spin`, summed over the rows of each direction; weights with the absolute values of the taps.
+
+    values `(2, rows, n)` complex and weights, real, for two halves. Rows of direction d: ``row_start[d]`` to
+    ``row_start[d + 1]``. tap_start `(angles, columns + 1)`: for each column of the cylinder the range of its taps in
+    tap_disc, tap_weight. slabs `(2, d, columns × radius)` complex, slab_weights, real.
+    """
+    inside, n_discs = place >= 0, len(place) // radius
+    for h in range(2):
+        for d, (begin, end) in enumerate(pairwise(row_start.tolist())):
+            slab, total = np.zeros((2, tap_start.shape[1] - 1, radius), slabs.dtype)
+            for r in range(begin, end):
+                plane, heavy = np.zeros((2, n_discs * radius), slabs.dtype)
+                plane[inside], heavy[inside] = values[h, r][place[inside]], weights[h, r][place[inside]]
+                starts = tap_start[psi[r]]
+                taps = slice(starts[0], starts[-1])
+                column = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+                w = tap_weight[taps, None]
+                np.add.at(slab, column, w * plane.reshape(-1, radius)[tap_disc[taps]])
+                np.add.at(total, column, np.abs(w) * heavy.reshape(-1, radius)[tap_disc[taps]])
+            slabs[h, d], slab_weights[h, d] = slab.ravel(), total.real.ravel() / absolute_sum
+
+
+def phases(turns, k, out) -> None:
+    """``exp(-2 pi i k.t)``: turns `(m, 3)` float64, shifts over the box; k `(n, 3)` int32; out `(m, n)`."""
+    out[:] = np.exp(-2j * np.pi * (turns @ k.T.astype(np.float64)))
+
+
+def score(
+    rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores, *,
+    most_entries: int, most_shifts: int,
+) -> None:  # fmt: skip
+    """Log-posteriors (but for a constant) of each particle's entries (rotations) × shifts.
+
+    rows `(r, n)` complex; data `(p, ≥ n)` complex, b/σ²; weight likewise, w/σ²; shift_phases `(shifts, n)`. Ragged by particle:
+    entries (their row, the place of their first score, their log prior), and shifts (number, log prior); the most that any
+    particle has of either tell a device how many blocks to start.
+    """
+    n = rows.shape[1]
+    for i, (begin, end) in enumerate(pairwise(entry_start.tolist())):
+        mine = slice(shift_start[i], shift_start[i + 1])
+        moved = shift_phases[shift[mine]] * data[i, :n]
+        some = rows[entry_row[begin:end]]
+        values = (some.conj() @ moved.T).real - 0.5 * (np.abs(some) ** 2 @ weight[i, :n])[:, None]
+        values += entry_prior[begin:end, None] + shift_prior[mine]
+        scores[entry_out[begin:end, None] + np.arange(len(moved))] = values
+
+
+def normalise(scores, start, peak, total, best) -> None:
+    """Scores (ragged) to weights relative to the largest; its value, the sum of the weights, and the largest's place."""
+    for i, (begin, end) in enumerate(pairwise(start.tolist())):
+        mine = scores[begin:end]
+        best[i] = begin + mine.argmax()
+        peak[i] = mine.max()
+        mine[:] = np.exp(mine - mine.max())
+        total[i] = mine.sum(dtype=np.float64)
+
+
+def threshold(weights, start, target, cap: int, out) -> None:
+    """The largest limit (above 0) at which the weights that reach it sum to `target` or are `cap` in number, per particle."""
+    for i, (begin, end) in enumerate(pairwise(start.tolist())):
+        ordered = np.sort(weights[begin:end])[::-1]
+        enough = int(np.searchsorted(np.cumsum(ordered, dtype=np.float64), target[i]))
+        at = min(enough, cap - 1, len(ordered) - 1)
+        out[i] = max(ordered[at], np.nextafter(ordered.dtype.type(0), ordered.dtype.type(1)))
+
+
+def entry_sums(weights, base, stride: int, particle, shift_start, shift_prior, limit, total, count, mass, moment) -> None:
+    """Of each entry: how many of its weights reach the limit, their sum, and their sum with the shifts' log priors.
+
+    Weight s of entry e is ``weights[base[e] + s * stride]``; sums are divided by the particle's `total`.
+    """
+    for e, i in enumerate(particle.tolist()):
+        prior = shift_prior[shift_start[i] : shift_start[i + 1]]
+        mine = weights[base[e] + stride * np.arange(len(prior))].astype(np.float64)
+        kept = mine >= limit[i]
+        count[e], mass[e], moment[e] = kept.sum(), mine[kept].sum() / total[i], mine[kept] @ prior[kept] / total[i]
+
+
+def samples(
+    weights, base, stride: int, particle, shift_start, shift, limit, total, sample_start, sample_shift, sample_weight
+) -> None:  # fmt: skip
+    """The weights that reach the limit, normalised, and their shifts; those of entry e from ``sample_start[e]`` on."""
+    for e, i in enumerate(particle.tolist()):
+        mine = shift[shift_start[i] : shift_start[i + 1]]
+        w = weights[base[e] + stride * np.arange(len(mine))]
+        kept = w >= limit[i]
+        to = slice(sample_start[e], sample_start[e] + int(kept.sum()))
+        sample_shift[to], sample_weight[to] = mine[kept], w[kept] / total[i]
+
+
+def row_sums(
+    rows, shift_phases, row_start, particle, sample_start, sample_count, mass, sample_shift, sample_weight, unmasked, weight, raw,
+    raw_weight, half, gradient, total, noise,
+) -> None:  # fmt: skip
+    """What the significant samples of each rotation say: residual and weight by half, and its part of the noise.
+
+    rows `(r, n)`; members of row r (ragged by row): particle, range of samples, summed weight (`mass`). unmasked, weight
+    `(p, n)`: b/σ², w/σ²; raw, raw_weight: masked b, w. gradient, total `(2, r, n)` are added to, noise `(r, n)` is set:
+    Σ_t p |w A e^{...}|² - 2 Re conj(w A) b e^{...}, to which the particles' own power is still to be added.
+    """
+    for r, (begin, end) in enumerate(pairwise(row_start.tolist())):
+        if begin == end:
+            continue
+        energy = np.abs(rows[r]) ** 2
+        noise[r] = 0
+        for m in range(begin, end):
+            i = int(particle[m])
+            mine = slice(sample_start[m], sample_start[m] + sample_count[m])
+            wave = sample_weight[mine] @ shift_phases[sample_shift[mine]]
+            gradient[half[i], r] += wave * unmasked[i] - mass[m] * weight[i] * rows[r]
+            total[half[i], r] += mass[m] * weight[i]
+            seen = (rows[r].conj() * wave * raw[i]).real
+            noise[r] += raw_weight[i] * (raw_weight[i] * mass[m] * energy - 2 * seen)

@@ -1,0 +1,149 @@
+"""Which rotations and shifts are scored for which particle: plain index arrays on the host, for all particles at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from vdamkit.imaging.device_projector import Turns
+from vdamkit.sampling.orientations import OrientationGrid
+from vdamkit.vdam.posterior import PAIRS
+from vdamkit.vdam.search import Candidates
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Rotations of a level's grid to be scored, sorted by particle, class and orientation; and each particle's shifts.
+
+    All shifts of a particle are scored at each of its entries. Scores lie one entry after the other.
+    """
+
+    particle: np.ndarray  # (m,)
+    class_index: np.ndarray  # (m,)
+    orientation: np.ndarray  # (m,)
+    shift_start: np.ndarray  # (p + 1,) first shift of each particle
+    shift: np.ndarray  # (t,) numbers in the level's table of shifts, ascending for each particle
+
+    @property
+    def n_particles(self) -> int:
+        return len(self.shift_start) - 1
+
+    @cached_property
+    def start(self) -> np.ndarray:
+        """First entry of each particle, and their number, `(p + 1,)`."""
+        return np.searchsorted(self.particle, np.arange(self.n_particles + 1))
+
+    @cached_property
+    def width(self) -> np.ndarray:
+        """How many shifts each particle has."""
+        return np.diff(self.shift_start)
+
+    @cached_property
+    def out(self) -> np.ndarray:
+        """Place of each entry's first score, and the number of scores, `(m + 1,)` int64."""
+        return np.append(0, np.cumsum(self.width[self.particle], dtype=np.int64))
+
+    @property
+    def shift_particle(self) -> np.ndarray:
+        """The particle of each shift, `(t,)`."""
+        return np.repeat(np.arange(self.n_particles), self.width)
+
+    @classmethod
+    def of(cls, candidates: list[Candidates]) -> Entries:
+        """From the candidates of single particles (orientations of each ascending within its class)."""
+        sizes = [len(c.orientations) for c in candidates]
+        return cls(
+            np.repeat(np.arange(len(candidates)), sizes),
+            np.concatenate([c.classes for c in candidates]), np.concatenate([c.orientations for c in candidates]),
+            np.append(0, np.cumsum([len(c.shifts) for c in candidates])), np.concatenate([c.shifts for c in candidates]),
+        )  # fmt: skip
+
+    @classmethod
+    def everything(cls, n_particles: int, classes: int, orientations: np.ndarray, n_shifts: int) -> Entries:
+        """The same orientations and shifts for all particles."""
+        each = len(orientations)
+        return cls(
+            np.repeat(np.arange(n_particles), classes * each), np.tile(np.repeat(np.arange(classes), each), n_particles),
+            np.tile(orientations, n_particles * classes), n_shifts * np.arange(n_particles + 1),
+            np.tile(np.arange(n_shifts), n_particles),
+        )  # fmt: skip
+
+    def with_fine_shifts(self) -> Entries:
+        """Coarse shifts replaced by their eight children each."""
+        shift = (8 * self.shift[:, None] + np.arange(8)).ravel()
+        return Entries(self.particle, self.class_index, self.orientation, 8 * self.shift_start, shift)
+
+    def children(self, grid: OrientationGrid) -> Entries:
+        """Orientations of `grid` replaced by their eight children each, in the grid of the next order."""
+        most = 8 * len(grid)
+        classes = int(self.class_index.max(initial=0)) + 1
+        family = (self.particle * classes + self.class_index) * most
+        keys = np.sort((family[:, None] + grid.children_of(self.orientation)).ravel())
+        family, orientation = np.divmod(keys, most)
+        particle, class_index = np.divmod(family, classes)
+        return Entries(particle, class_index, orientation, self.shift_start, self.shift)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The different rotations among some entries, sorted by class and orientation."""
+
+    class_index: np.ndarray  # (r,)
+    orientation: np.ndarray  # (r,)
+    of_entry: np.ndarray  # (m,) row of each entry
+
+    @classmethod
+    def of(cls, entries: Entries, grid: OrientationGrid) -> Rows:
+        keys = entries.class_index * len(grid) + entries.orientation
+        used = np.zeros(keys.max() + 1, bool)
+        used[keys] = True
+        rows = np.flatnonzero(used)
+        return cls(*np.divmod(rows, len(grid)), (np.cumsum(used) - 1)[keys])
+
+    def pieces(self, most: int) -> list[slice]:
+        """Runs of at most so many rows, each of one class."""
+        cuts = np.append(0, np.flatnonzero(np.diff(self.class_index)) + 1).tolist()
+        ends = [*cuts[1:], len(self.class_index)]
+        return [slice(a, min(a + most, end)) for begin, end in zip(cuts, ends, strict=True) for a in range(begin, end, most)]
+
+
+def turns_of(grid: OrientationGrid, perturbation: float, orientations: np.ndarray) -> Turns:
+    """Orientations of a grid, ascending, as a projector takes them."""
+    directions, psi = np.divmod(orientations, grid.n_psi)
+    present, number = np.unique(directions, return_inverse=True)
+    return Turns(grid.tilts(perturbation, present), number, psi, grid.psis)
+
+
+def most_likely(entries: Entries, sample: tuple[np.ndarray, np.ndarray, np.ndarray], max_significant: int, classes: int) -> Entries:
+    """Entries and shifts worth refining: those of the best samples, taken in order of weight.
+
+    sample: entry, shift (number in the level's table) and weight of the samples that are significant. Rules as in
+    `vdam.posterior`: at most `max_significant` samples per class, and before rotations × shifts exceeds PAIRS times that number.
+    """
+    entry, shift, weight = sample
+    cap = max_significant * classes
+    order = np.lexsort((-weight, entries.particle[entry]))
+    entry, shift = entry[order], shift[order]
+    particle = entries.particle[entry]
+    first = np.searchsorted(particle, np.arange(entries.n_particles))
+    n_shifts = int(entries.shift.max(initial=0)) + 1
+    shift_key = particle * n_shifts + shift
+
+    def seen(keys: np.ndarray) -> np.ndarray:
+        """How many different keys the particle has had so far."""
+        new = np.zeros(len(keys), int)
+        new[np.unique(keys, return_index=True)[1]] = 1
+        total = np.cumsum(new)
+        return total - (total - new)[first][particle]
+
+    rank = np.arange(len(entry)) - first[particle]
+    fits = seen(entry) * seen(shift_key) <= PAIRS * cap
+    used = (rank == 0) | (fits & (rank < cap))
+    kept = np.unique(entry[used])
+    owner, number = np.divmod(np.unique(shift_key[used]), n_shifts)
+    return Entries(
+        entries.particle[kept], entries.class_index[kept], entries.orientation[kept],
+        np.searchsorted(owner, np.arange(entries.n_particles + 1)), number,
+    )  # fmt: skip

@@ -1,0 +1,252 @@
+"""E-step on a device; see `vdam.posterior` for the levels and for the formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vdamkit.sampling.orientations import OrientationGrid
+from vdamkit.vdam.batched.engine import DeviceBatch, Engine
+from vdamkit.vdam.batched.entries import Entries, Rows, most_likely, turns_of
+from vdamkit.vdam.posterior import admitted_orientations, interleaved
+from vdamkit.vdam.search import Candidates, Level, Search
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Weights (relative to the largest) of some particles' entries on a level, on the device."""
+
+    entries: Entries
+    weights: Any
+    base: np.ndarray  # (m,) place of each entry's first weight
+    stride: int  # from one shift to the next
+    start: np.ndarray  # (p + 1,) first weight of each particle
+    shift_prior: Any  # (t,) log prior of each particle's shifts
+    peak: np.ndarray  # (p,) largest log-posterior
+    total: np.ndarray  # (p,) sum of weights
+    best: np.ndarray  # (p,) place of the largest weight
+
+
+@dataclass(frozen=True)
+class Significant:
+    """The samples that carry each particle's posterior: entries on the host, samples of each on the device.
+
+    The sums over samples that the host needs are made on the device.
+    """
+
+    entries: Entries  # those with a sample, shifts numbered as in the level's table
+    count: np.ndarray  # (m,) samples of each entry
+    mass: np.ndarray  # (m,) their summed probability
+    moment: np.ndarray  # (m,) their summed probability × log prior of the shift
+    sample_start: np.ndarray  # (m,) int64
+    sample_shift: Any  # numbers in the level's table
+    sample_weight: Any  # probabilities
+    best: np.ndarray  # (p, 3): class, orientation, shift of the largest
+    pmax: np.ndarray  # (p,)
+    log_evidence: np.ndarray  # (p,)
+
+
+def run_search(engine: Engine, batch: DeviceBatch, start: list[Candidates] | None, tick: Callable[[float], None]) -> Significant:
+    """All levels for some particles; `start` as in `vdam.posterior.run_search`."""
+    search = engine.search
+    share = 1 / len(search.levels)
+    last = len(search.levels) - 1
+    kept: Entries | None = None if start is None else Entries.of(start)
+    for number, level in enumerate(search.levels):
+        if number > 0:
+            assert kept is not None
+            kept = kept.children(search.levels[number - 1].grid)
+        if kept is None:
+            scored = dense_level(engine, batch, level, lambda f: tick(share * f))
+        else:
+            entries = kept.with_fine_shifts() if level.fine_shifts else kept
+            scored = [ragged_level(engine, batch, level, entries, lambda f: tick(share * f))]
+        parts = [_significant(engine, item, last=number == last) for item in scored]
+        if number == last:
+            return parts[0] if len(parts) == 1 else _join(engine, parts)
+        kept = _stack([_refine(engine, part) for part in parts])
+        tick(0.0)  # between levels a mini-batch can be paused
+    raise AssertionError("unreachable")
+
+
+# first level: everything, dense ------------------------------------------------------------------------------------------
+
+
+def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable[[float], None]) -> Any:
+    """Every admitted orientation and shift of all particles, one matrix product for as many particles as fit at a time."""
+    search, device, xp = engine.search, engine.device, engine.device.xp
+    orientations = admitted_orientations(search, level.grid)
+    inside = None
+    if search.prior.active:
+        inside = search.prior.within_cut(level.grid.rotations(0.0, orientations), search.centres, search.symmetry)
+    classes, n_shifts = len(search.volumes), len(search.shifts(level.fine_shifts))
+    projector = engine.projector(level.radius)
+    turns = turns_of(level.grid, search.perturbation, orientations)
+    rows = xp.concatenate([projector.rotate(engine.cube(level.radius, k), turns) for k in range(classes)])
+    n, width = rows.shape[1], len(rows)
+    energy = rows.real**2 + rows.imag**2
+    phases = engine.phases(level.radius, search.shifts(level.fine_shifts))
+    at_once = engine.dense_at_once(n, width, n_shifts)
+    for first in range(0, len(batch), at_once):
+        some = slice(first, min(first + at_once, len(batch)))
+        count = some.stop - some.start
+        entries = Entries.everything(count, classes, orientations, n_shifts)
+        weight = xp.ascontiguousarray(batch.weight[some, :n])
+        moved = (batch.masked[some, None, :n] * phases).reshape(count * n_shifts, n)
+        scores = device.matmul(interleaved(moved, engine.real), interleaved(rows, engine.real), tf32=engine.tf32)
+        scores = scores.reshape(count, n_shifts, width)
+        row = np.tile(np.arange(len(orientations)), count * classes)
+        prior = _entry_prior(search, level.grid, entries, batch.centre[some], orientations, row, inside)
+        scores += (engine.put(prior.reshape(count, width), engine.real) - 0.5 * device.matmul(weight, energy))[:, None]
+        shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries, first), engine.real)
+        scores += shift_prior.reshape(count, n_shifts)[:, :, None]
+        base = (n_shifts * width * np.arange(count)[:, None] + np.arange(width)).ravel()
+        start = n_shifts * width * np.arange(count + 1)
+        yield _normalised(engine, entries, scores.reshape(-1), base, width, start, shift_prior)
+        tick(count / len(batch))
+
+
+# further levels: children of what was significant ------------------------------------------------------------------------
+
+
+def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entries, tick: Callable[[float], None]) -> Scored:
+    """Each particle's own entries × shifts."""
+    search, device, xp = engine.search, engine.device, engine.device.xp
+    projector = engine.projector(level.radius)
+    n = len(projector.projector.ball)
+    rows = Rows.of(entries, level.grid)
+    used, shift = np.unique(entries.shift, return_inverse=True)
+    phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
+    prior = _entry_prior(search, level.grid, entries, batch.centre, rows.orientation, rows.of_entry)
+    shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries), engine.real)
+    shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(shift, np.int32)
+    scores = xp.empty(int(entries.out[-1]), engine.real)
+    for piece in rows.pieces(engine.rows_at_once(n)):
+        mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))
+        cube = engine.cube(level.radius, int(rows.class_index[piece.start]))
+        rotated = projector.rotate(cube, turns_of(level.grid, search.perturbation, rows.orientation[piece]))
+        start = np.searchsorted(entries.particle[mine], np.arange(len(batch) + 1))
+        device.kernels.score(
+            rotated, batch.masked, batch.weight, phases, engine.put(start, np.int32),
+            engine.put(rows.of_entry[mine] - piece.start, np.int32), engine.put(entries.out[:-1][mine], np.int64),
+            engine.put(prior[mine], engine.real), shift_start, shift, shift_prior, scores,
+            most_entries=int(np.diff(start).max()), most_shifts=int(entries.width.max()),
+        )  # fmt: skip
+        tick((piece.stop - piece.start) / len(rows.orientation))
+    start = entries.out[entries.start]
+    return _normalised(engine, entries, scores, entries.out[:-1], 1, start, shift_prior)
+
+
+def _entry_prior(
+    search: Search, grid: OrientationGrid, entries: Entries, centre: np.ndarray, orientations: np.ndarray, row: np.ndarray,
+    inside: np.ndarray | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Log prior of each entry: of its class, and of its orientation (``orientations[row]``) after the perturbation.
+
+    inside: which orientations each prior centre admits, `(centres, orientations)`; the others get -inf.
+    """
+    out = search.log_class[entries.class_index]
+    if not search.prior.active:
+        return out
+    pairs = (row, centre[entries.particle])
+    if inside is not None:
+        out = np.where(inside[pairs[::-1]], out, -np.inf)
+    rotations = grid.rotations(search.perturbation, orientations)
+    return out - 0.5 * search.prior.pair_distance(rotations, search.centres, pairs, search.symmetry)
+
+
+def _shift_prior(search: Search, batch: DeviceBatch, fine: bool, entries: Entries, first: int = 0) -> np.ndarray:
+    """Log prior of each particle's shifts, `(t,)`; see `Search.log_offset`. `first`: number of the entries' first particle."""
+    i = entries.shift_particle + first
+    away = batch.offsets[i] + search.shifts(fine)[entries.shift] - batch.offset_priors[i]
+    return -0.5 * (away**2).sum(1) / search.sigma_offset**2
+
+
+# weights -----------------------------------------------------------------------------------------------------------------
+
+
+def _normalised(
+    engine: Engine, entries: Entries, scores: Any, base: np.ndarray, stride: int, start: np.ndarray, shift_prior: Any
+) -> Scored:
+    device, xp, p = engine.device, engine.device.xp, entries.n_particles
+    peak, total, best = xp.empty(p, np.float64), xp.empty(p, np.float64), xp.empty(p, np.int64)
+    device.kernels.normalise(scores, engine.put(start, np.int64), peak, total, best)
+    return Scored(entries, scores, base, stride, start, shift_prior, device.get(peak), device.get(total), device.get(best))
+
+
+def _significant(engine: Engine, scored: Scored, *, last: bool) -> Significant:
+    """The samples that together hold `adaptive_fraction` of the posterior; before the last level also at most so many."""
+    search, device, xp = engine.search, engine.device, engine.device.xp
+    entries, m = scored.entries, len(scored.entries.particle)
+    cap = 2**31 - 1 if last else search.max_significant * len(search.volumes)
+    limit = xp.empty(entries.n_particles, engine.real)
+    target = engine.put(search.adaptive_fraction * scored.total, np.float64)
+    device.kernels.threshold(scored.weights, engine.put(scored.start, np.int64), target, cap, limit)
+    where = (engine.put(scored.base, np.int64), scored.stride, engine.put(entries.particle, np.int32),
+             engine.put(entries.shift_start, np.int32))  # fmt: skip
+    total = engine.put(scored.total, np.float64)
+    count, mass, moment = xp.empty(m, np.int32), xp.empty(m, np.float64), xp.empty(m, np.float64)
+    device.kernels.entry_sums(scored.weights, *where, scored.shift_prior, limit, total, count, mass, moment)
+    count, mass, moment = device.get(count), device.get(mass), device.get(moment)
+    start = np.append(0, np.cumsum(count, dtype=np.int64))
+    shift, weight = xp.empty(int(start[-1]), np.int32), xp.empty(int(start[-1]), engine.real)
+    device.kernels.samples(
+        scored.weights, *where, engine.put(entries.shift, np.int32), limit, total, engine.put(start, np.int64), shift, weight
+    )
+    kept = np.flatnonzero(count)
+    some = Entries(entries.particle[kept], entries.class_index[kept], entries.orientation[kept], entries.shift_start, entries.shift)
+    return Significant(
+        some, count[kept], mass[kept], moment[kept], start[:-1][kept], shift, weight, _best(scored),
+        1 / scored.total, scored.peak + np.log(scored.total),
+    )  # fmt: skip
+
+
+def _best(scored: Scored) -> np.ndarray:
+    """Class, orientation and shift of each particle's largest weight, `(p, 3)`."""
+    entries, away = scored.entries, scored.best - scored.start[:-1]
+    if scored.stride == 1:
+        entry, shift = np.divmod(away, entries.width)
+    else:
+        shift, entry = np.divmod(away, scored.stride)
+    entry = entry + entries.start[:-1]
+    shift = entries.shift[entries.shift_start[:-1] + shift]
+    return np.stack([entries.class_index[entry], entries.orientation[entry], shift], 1)
+
+
+def _refine(engine: Engine, found: Significant) -> Entries:
+    entry = np.repeat(np.arange(len(found.count)), found.count)
+    shift, weight = engine.device.get(found.sample_shift), engine.device.get(found.sample_weight)
+    search = engine.search
+    return most_likely(found.entries, (entry, shift, weight), search.max_significant, len(search.volumes))
+
+
+def _stack(parts: list[Entries]) -> Entries:
+    """Entries of consecutive particles as one."""
+    if len(parts) == 1:
+        return parts[0]
+    before = np.append(0, np.cumsum([part.n_particles for part in parts]))
+    shifts = np.append(0, np.cumsum([len(part.shift) for part in parts]))
+    starts = [part.shift_start[:-1] + first for part, first in zip(parts, shifts[:-1], strict=True)]
+    return Entries(
+        np.concatenate([part.particle + first for part, first in zip(parts, before[:-1], strict=True)]),
+        np.concatenate([part.class_index for part in parts]), np.concatenate([part.orientation for part in parts]),
+        np.append(np.concatenate(starts), shifts[-1]),
+        np.concatenate([part.shift for part in parts]),
+    )  # fmt: skip
+
+
+def _join(engine: Engine, parts: list[Significant]) -> Significant:
+    """Samples of consecutive particles as one."""
+    xp = engine.device.xp
+    before = np.append(0, np.cumsum([len(part.sample_shift) for part in parts]))
+    host = {name: np.concatenate([getattr(part, name) for part in parts])
+            for name in ("count", "mass", "moment", "best", "pmax", "log_evidence")}  # fmt: skip
+    return Significant(
+        entries=_stack([part.entries for part in parts]),
+        sample_start=np.concatenate([part.sample_start + first for part, first in zip(parts, before[:-1], strict=True)]),
+        sample_shift=xp.concatenate([part.sample_shift for part in parts]),
+        sample_weight=xp.concatenate([part.sample_weight for part in parts]), **host,
+    )  # fmt: skip

@@ -1,0 +1,124 @@
+"""Particles that stay on a device from mini-batch to mini-batch, and the thread that fetches those of the next one."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from vdamkit.backend.device import Device
+from vdamkit.imaging.halfball import half_ball
+from vdamkit.vdam.start import Particles
+
+SHARE = 0.5  # of a device's room that particles may keep
+MARGIN = 4  # shells beyond the radius in use that are kept, so that a gain in resolution need not fetch all again
+AT_ONCE = 64  # particles that travel together
+
+
+class Store:
+    """Half-balls of particles on a device: least recently used first out.
+
+    Parameters
+    ----------
+    radius: half-balls that are kept, px. capacity: how many particles.
+    """
+
+    def __init__(self, device: Device, radius: int, real: np.dtype, capacity: int):
+        kind, n = np.result_type(real, np.complex64), len(half_ball(radius))
+        self.device, self.radius, self.capacity = device, radius, capacity
+        self.masked, self.unmasked = (device.xp.empty((capacity, n), kind) for _ in range(2))
+        self.weight = device.xp.empty((capacity, n), real)
+        self._slots: OrderedDict[int, int] = OrderedDict()  # particle -> row, least recently used first
+        self._free = list(range(capacity))
+        self._lock = threading.Lock()
+        self._ahead: Future | None = None
+
+    @staticmethod
+    def bytes_per_particle(radius: int, real: np.dtype) -> int:
+        """Two complex arrays and a real one."""
+        return 5 * real.itemsize * len(half_ball(radius))
+
+    def gather(self, particles: Particles, index: np.ndarray, radius: int) -> tuple[tuple, np.ndarray, dict[int, str]]:
+        """Half-balls of `index` on `radius`, copied on the device: (masked, unmasked, weight), `(p, n)` each.
+
+        Also the positions in `index` of those that can be used, and a sentence about each of the others.
+        """
+        if self._ahead is not None:
+            self._ahead.exception()  # wait; what it could not fetch is tried again here
+            self._ahead = None
+        complaints = self.load(particles, index, ())
+        at = np.array([j for j, i in enumerate(index.tolist()) if i not in complaints], int)
+        n = len(half_ball(radius))
+        with self._lock:
+            rows = self.device.put(np.array([self._slots[i] for i in index[at].tolist()], np.int64))
+            arrays = tuple(self.device.xp.ascontiguousarray(a[rows][:, :n]) for a in (self.masked, self.unmasked, self.weight))
+            self.device.synchronize()  # before the rows may be given to others
+        return arrays, at, complaints
+
+    def load(self, particles: Particles, index: np.ndarray, others: Sequence[int]) -> dict[int, str]:
+        """Bring particles to the device that are not there; `others` keep their place. Sentences about unreadable ones."""
+        with self._lock:
+            missing = np.array([i for i in index.tolist() if i not in self._slots], int)
+            for i in index.tolist():
+                if i in self._slots:
+                    self._slots.move_to_end(i)
+        complaints: dict[int, str] = {}
+        for first in range(0, len(missing), AT_ONCE):
+            some = missing[first : first + AT_ONCE]
+            items, at, sentences = particles.fetch(some, self.radius)
+            complaints |= dict(zip(np.delete(some, at).tolist(), sentences, strict=True))
+            if not len(at):
+                continue
+            with self._lock:
+                rows = self.device.put(np.array(self._rows(some[at], {*index.tolist(), *others}), np.int64))
+                for name in ("masked", "unmasked", "weight"):
+                    mine = self.device.upload(np.stack([getattr(item, name) for item in items]))
+                    getattr(self, name)[rows] = mine
+                self.device.synchronize()
+        return complaints
+
+    def _rows(self, particles: np.ndarray, stay: set[int]) -> list[int]:
+        """Rows for new particles; those of `stay` are not given away."""
+        out = []
+        for i in particles.tolist():
+            if not self._free:
+                oldest = next(j for j in self._slots if j not in stay)
+                self._free.append(self._slots.pop(oldest))
+            self._slots[i] = self._free.pop()
+            out.append(self._slots[i])
+        return out
+
+    def fetch_ahead(self, particles: Particles, index: np.ndarray, current: np.ndarray) -> None:
+        """Bring the next mini-batch's particles here in the background, on a stream of its own, while `current` computes."""
+        if len(index) + len(current) > self.capacity:
+            return
+
+        def fetch() -> None:
+            with self.device.uploading():
+                self.load(particles, index, current.tolist())
+
+        self._ahead = _READER.submit(fetch)
+
+
+_READER = ThreadPoolExecutor(1, thread_name_prefix="vdamkit-ahead")
+
+
+def store_for(device: Device, particles: Particles, radius: int, real: np.dtype, at_least: int) -> Store | None:
+    """The device's store for these particles on at least `radius`; None where `at_least` of them do not fit."""
+    key = ("particles", real.name)
+    kept: tuple[Any, Store] | None = device.tables.get(key)
+    if kept is not None and kept[0] == particles.identity and kept[1].radius >= radius and kept[1].capacity >= at_least:
+        return kept[1]
+    device.tables.pop(key, None)
+    del kept
+    wide = min(particles.box // 2, radius + MARGIN)
+    capacity = min(len(particles), int(SHARE * device.room) // Store.bytes_per_particle(wide, real))
+    if capacity < at_least:
+        return None
+    store = Store(device, wide, real, capacity)
+    device.tables[key] = (particles.identity, store)
+    return store

@@ -1,0 +1,197 @@
+"""Visiting particles on devices: shared out, brought there, searched and summed; smaller pieces where memory runs out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from vdamkit.backend.device import Device, OutOfDeviceMemory
+from vdamkit.errors import InputError
+from vdamkit.imaging.halfball import half_ball
+from vdamkit.sampling.euler import matrix_to_euler
+from vdamkit.state import State
+from vdamkit.vdam.accumulate import Sums
+from vdamkit.vdam.batched.accumulate import accumulate
+from vdamkit.vdam.batched.engine import DeviceBatch, Engine
+from vdamkit.vdam.batched.posterior import Significant, run_search
+from vdamkit.vdam.batched.store import store_for
+from vdamkit.vdam.search import Search
+from vdamkit.vdam.start import Particles
+from vdamkit.vdam.visit import Found, Progress, Visited, centre_rows, local_candidates, too_many_bad
+
+T = TypeVar("T")
+MOST_HALVINGS = 12
+
+
+def visit(
+    state: State, settings, particles: Particles, search: Search, index: np.ndarray, local: bool, clock: dict, tick: Callable,
+    upcoming: np.ndarray,
+) -> Visited:  # fmt: skip
+    """Search and sum the particles of a mini-batch on the devices of `search.backend`; as `vdam.visit.visit`.
+
+    upcoming: particles of the next mini-batch, fetched while this one computes.
+    """
+    progress, lock = Progress(tick, len(index)), threading.Lock()
+    bad: dict[int, str] = {}
+    coarse = search.levels[0].grid
+    ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
+
+    def task(engine: Engine, chunk: np.ndarray) -> tuple[Sums, Found]:
+        part = progress.part(len(chunk))
+        laps = [time.perf_counter()]
+        part("read", 0.0)(0.0)
+        batch, complaints = make_batch(engine, state, particles, chunk, ahead.pop(engine.device, None))
+        with lock:
+            bad.update(complaints)
+            too_many_bad(bad, len(index))
+        laps.append(time.perf_counter())
+        start = local_candidates(state, search, settings, batch.index) if local else None
+        found = run_search(engine, batch, start, part("E-step", 0.6, 0.05))
+        laps.append(time.perf_counter())
+        sums = accumulate(engine, batch, found, particles.n_optics, coarse, part("M-step", 0.35, 0.65))
+        laps.append(time.perf_counter())
+        with lock:
+            for stage, seconds in zip(("read", "E-step", "M-step"), np.diff(laps).tolist(), strict=True):
+                clock[stage] = clock.get(stage, 0) + seconds
+        progress.done(len(chunk))
+        return sums, poses_of(search, batch, found, particles.pixel_size)
+
+    results, notes = share_out(search, index, task, tf32=settings.tf32)
+    total = results[0][0]
+    for sums, _ in results[1:]:
+        total = total + sums
+    return Visited(total, [found for _, found in results], bad, notes)
+
+
+def find_poses(
+    state: State, settings, particles: Particles, search: Search, index: np.ndarray
+) -> tuple[list[Found], dict[int, str]]:
+    """The best pose of each of some particles, without sums; and a sentence about each that cannot be used."""
+    bad: dict[int, str] = {}
+
+    def task(engine: Engine, chunk: np.ndarray) -> Found:
+        batch, complaints = make_batch(engine, state, particles, chunk)
+        bad.update(complaints)
+        return poses_of(search, batch, run_search(engine, batch, None, lambda fraction: None), particles.pixel_size)
+
+    return share_out(search, index, task, tf32=settings.tf32)[0], bad
+
+
+def share_out(
+    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray], T], *, tf32: bool
+) -> tuple[list[T], tuple[str, ...]]:
+    """Results of `task` for chunks of particles, in the order of `index`; chunks go to the devices in turn.
+
+    Where a device has no memory left for a chunk, it is done in halves from then on, and a note says so.
+
+    Raises
+    ------
+    OutOfDeviceMemory: where even single particles in small pieces do not fit.
+    """
+    devices = search.backend.devices
+    notes: list[str] = []
+    engines = [Engine(search, device, tf32=tf32) for device in devices]
+    with devices[0].active():
+        size = min(engines[0].particles_at_once(), -(-len(index) // len(devices)))
+    chunks = [index[first : first + size] for first in range(0, len(index), size)]
+
+    def attempt(engine: Engine, chunk: np.ndarray) -> list[T] | None:
+        try:
+            with engine.device.active():
+                return [task(engine, chunk)]
+        except OutOfDeviceMemory:
+            return None  # only after this block is what the failed attempt held let go
+
+    def serve(number: int) -> list[tuple[int, list[T]]]:
+        mine = range(number, len(chunks), len(devices))
+        return [(place, _in_halves(engines[number], chunks[place], attempt, notes)) for place in mine]
+
+    if len(devices) == 1:
+        done = serve(0)
+    else:
+        with ThreadPoolExecutor(len(devices), thread_name_prefix="vdamkit-device") as pool:
+            done = sorted((item for part in pool.map(serve, range(len(devices))) for item in part), key=lambda item: item[0])
+    return [result for _, results in done for result in results], tuple(notes)
+
+
+def _in_halves(engine: Engine, chunk: np.ndarray, attempt: Callable, notes: list[str]) -> list[T]:
+    results = attempt(engine, chunk)
+    if results is not None:
+        return results
+    device = engine.device
+    if device.halvings >= MOST_HALVINGS:
+        raise OutOfDeviceMemory(
+            f"{device.name} has not enough memory for a single particle of this mini-batch; close other programs that use it, "
+            "use a smaller box or max_healpix_order, or device='cpu'"
+        )
+    engine.drop()
+    device.halve()
+    middle = max(1, len(chunk) // 2)
+    notes.append(f"{device.name} had no memory left for {len(chunk)} particles at a time; went on with {middle}")
+    halves = [part for part in (chunk[:middle], chunk[middle:]) if len(part)]
+    return [result for part in halves for result in _in_halves(engine, part, attempt, notes)]
+
+
+def make_batch(
+    engine: Engine, state: State, particles: Particles, chunk: np.ndarray, upcoming: np.ndarray | None = None
+) -> tuple[DeviceBatch, dict[int, str]]:
+    """Particles on the device, moved by their last offsets and divided by the noise; see `vdam.visit.make_batch`."""
+    search, device, xp, real = engine.search, engine.device, engine.device.xp, engine.real
+    radius = search.levels[-1].radius
+    ball = half_ball(radius)
+    (masked, unmasked, weight), at, complaints = _on_device(engine, particles, chunk, radius, upcoming)
+    index = chunk[at]
+    if not len(index):
+        raise InputError(f"no particle of this chunk can be used; the first: {next(iter(complaints.values()))}")
+    offsets = state.poses.offsets[index] / particles.pixel_size
+    inverse = (1 / state.sigma2)[:, ball.shell]  # per optics group
+    group = engine.put(particles.optics[index], np.int64)
+    moved = engine.phases(radius, offsets) * real.type(state.grey_scale)
+    seen = ball.weight.copy()
+    seen[0] = 0  # the E-step leaves out k = 0
+    raw = masked * moved
+    divided = engine.put(inverse * ball.weight, real)[group]
+    batch = DeviceBatch(
+        index, raw * engine.put(inverse * seen, real)[group], unmasked * moved * divided, weight * divided, raw,
+        xp.ascontiguousarray(weight), offsets, particles.offset_priors[index] / particles.pixel_size,
+        centre_rows(state, particles, index, search), particles.optics[index],
+    )  # fmt: skip
+    return batch, complaints
+
+
+def _on_device(
+    engine: Engine, particles: Particles, chunk: np.ndarray, radius: int, upcoming: np.ndarray | None
+) -> tuple[tuple, np.ndarray, dict[int, str]]:
+    """Half-balls `(p, n)`: masked, unmasked, weight; from the device's store where that has room for the chunk."""
+    device: Device = engine.device
+    store = store_for(device, particles, radius, engine.real, len(chunk))
+    if store is not None:
+        out = store.gather(particles, chunk, radius)
+        if upcoming is not None and len(upcoming):
+            store.fetch_ahead(particles, upcoming, chunk)
+        return out
+    items, at, sentences = particles.fetch(chunk, radius)
+    complaints = dict(zip(np.delete(chunk, at).tolist(), sentences, strict=True))
+    if not items:
+        return (None, None, None), at, complaints
+    names = ("masked", "unmasked", "weight")
+    return tuple(device.upload(np.stack([getattr(item, name) for item in items])) for name in names), at, complaints
+
+
+def poses_of(search: Search, batch: DeviceBatch, found: Significant, pixel_size: float) -> Found:
+    """Pose of greatest weight of every particle; offsets in Å."""
+    level, entries = search.levels[-1], found.entries
+    rotations = level.grid.rotations(search.perturbation, found.best[:, 1])
+    chosen = search.shifts(level.fine_shifts)[found.best[:, 2]]
+    p = len(batch)
+    mine = entries.class_index == found.best[entries.particle, 0]
+    share = np.bincount(entries.particle, found.mass * mine, p) / np.bincount(entries.particle, found.mass, p)
+    return Found(
+        batch.index, matrix_to_euler(rotations), (batch.offsets + chosen) * pixel_size, found.best[:, 0], found.pmax, share,
+        found.log_evidence, np.bincount(entries.particle, found.count, p).astype(int),
+    )  # fmt: skip
