@@ -85,7 +85,7 @@ class Machine(threading.local):
         with shared.lock:
             if id(host) in shared.charged:
                 return
-            if shared.used[device] + size > shared.memory:
+            if shared.used[device] + size > min(shared.memory, shared.hidden.get(device, shared.memory)):
                 raise OutOfMemoryError(
                     f"Out of memory allocating {size:,} bytes (allocated so far: {shared.used[device]:,} bytes)."
                 )

@@ -288,8 +288,12 @@ def _cuda(machine: Machine) -> ModuleType:
 
 
 def make_stub(n_devices: int = 1, memory: int | None = None) -> ModuleType:
-    """A module like `cupy`, of so many devices with so many bytes each; ``lose(device)`` on it makes a device fail for good."""
-    shared = SimpleNamespace(count=n_devices, memory=memory or 80 * 2**30, used=[0] * n_devices, lost=set(), charged=set())
+    """A module like `cupy`, of so many devices with so many bytes each.
+
+    ``lose(device)`` on it makes a device fail for good; ``limit(device, bytes)`` bounds its memory without its saying so, as
+    another program does that takes memory between a look and the allocation; None ends that.
+    """
+    shared = SimpleNamespace(count=n_devices, memory=memory or 80 * 2**30, used=[0] * n_devices, lost=set(), charged=set(), hidden={})
     shared.lock, shared.pool = threading.RLock(), MemoryPool()
     machine = Machine(shared)
     machine.pool = shared.pool = MemoryPool.to(machine)()
@@ -317,6 +321,7 @@ def make_stub(n_devices: int = 1, memory: int | None = None) -> ModuleType:
         get_default_pinned_memory_pool=lambda: pinned,
         get_array_module=lambda *args: shared.cupy if any(isinstance(a, ndarray) for a in args) else np,
         lose=shared.lost.add,
+        limit=lambda device, size: shared.hidden.update({device: shared.memory if size is None else size}),
     )
     fft = _module("cupyx.scipy.fft", **functions(scipy.fft, [*FFT, "next_fast_len"]))
     sparse = _module("cupyx.scipy.sparse", csr_matrix=csr_matrix.to(machine))

@@ -106,10 +106,14 @@ class CudaDevice(Device):
                 yield
         except cuda.memory.OutOfMemoryError as problem:
             raise OutOfDeviceMemory(f"{self.name} has no memory left ({problem})") from None
-        except cuda.runtime.CUDARuntimeError as problem:
-            if "MemoryAllocation" in str(problem):
-                raise OutOfDeviceMemory(f"{self.name} has no memory left ({problem})") from None
-            raise DeviceLost(f"{self.name} does not answer any more ({problem})") from None
+        except RuntimeError as problem:
+            kind = type(problem).__name__
+            if kind not in ("CUDARuntimeError", "CUDADriverError", "CUBLASError"):
+                raise
+            text = str(problem)
+            if "MemoryAllocation" in text or "OUT_OF_MEMORY" in text or "ALLOC_FAILED" in text:
+                raise OutOfDeviceMemory(f"{self.name} has no memory left ({text})") from None
+            raise DeviceLost(f"{self.name} does not answer any more ({text})") from None
 
     @contextmanager
     def uploading(self) -> Iterator[None]:

@@ -1,0 +1,237 @@
+"""Sessions on a GPU: the same results as on the CPU, whatever the memory, with one device or two, and when one is lost."""
+
+import gc
+
+import numpy as np
+import pytest
+
+import vdamkit as vk
+from vdamkit.backend.cuda import CudaDevice
+from vdamkit.backend.device import OutOfDeviceMemory
+from vdamkit.errors import InputError, SettingsError
+from vdamkit.vdam.batched.store import Store
+
+OPTIONS = {"mini_batches": 12, "symmetry": "C1", "mask_diameter": 220.0, "batch_initial": 12, "batch_final": 16, "threads": 1,
+           "offset_range": 2.0, "offset_step": 1.0, "max_significant": 30, "seed": 3}  # fmt: skip
+
+
+def session(few_particles, device="cuda", **options) -> vk.Session:
+    return vk.Session(few_particles, vk.Settings(**OPTIONS | {"device": device} | options))
+
+
+@pytest.fixture(scope="module")
+def on_cpu(few_particles) -> vk.Session:
+    """Three mini-batches on the CPU."""
+    job = session(few_particles, "cpu")
+    job.run(3)
+    return job
+
+
+def same(job: vk.Session, other: vk.Session, tolerance: float = 2e-3) -> None:
+    """The same poses of nearly all; maps, moments and noise to `tolerance` of the largest value (single precision)."""
+    a, b = job.state, other.state
+    alike = (a.poses.angles == b.poses.angles).all(1) & (a.poses.last_visit == b.poses.last_visit)
+    assert alike.mean() > 0.9
+    for name in ("maps", "moment1", "sigma2", "class_probability", "tau2"):
+        x, y = np.asarray(getattr(a, name)), np.asarray(getattr(b, name))
+        assert np.abs(x - y).max() <= tolerance * np.abs(y).max(), name
+    assert job.report.log_likelihood == pytest.approx(other.report.log_likelihood, rel=1e-3, abs=1e-3)
+
+
+def test_cpu_and_gpu_agree(cuda, few_particles, on_cpu):
+    job = session(few_particles)
+    job.run(3)
+    same(job, on_cpu)
+    assert job.report.notes == ()
+
+
+def test_one_mini_batch_from_the_same_state(cuda, few_particles, on_cpu):
+    """Posterior, gradient and map within single precision: nothing has had time to grow."""
+    here, there = on_cpu.branch(), on_cpu.branch(device="cuda")
+    here.step(), there.step()
+    same(there, here, tolerance=3e-5)
+    np.testing.assert_allclose(there.state.poses.pmax, here.state.poses.pmax, rtol=1e-4)
+
+
+def test_a_run_repeats_bit_for_bit(cuda, few_particles):
+    first, second = (session(few_particles) for _ in range(2))
+    first.run(2), second.run(2)
+    np.testing.assert_array_equal(first.state.maps, second.state.maps)
+
+
+@pytest.mark.parametrize("options", [
+    {"classes": 2}, {"symmetry": "C2", "psi_prior_width": 40.0}, {"adaptive": False}, {"precision": "double"},
+    {"global_search_every": 2},
+])  # fmt: skip
+def test_every_kind_of_search(cuda, few_particles, options):
+    """Two classes, symmetry and priors, one exhaustive level, double precision, local searches."""
+    here, there = (session(few_particles, device, **options) for device in ("cpu", "cuda"))
+    here.run(2), there.run(2)
+    same(there, here)
+
+
+def test_two_devices_share_a_mini_batch(stub, few_particles, on_cpu):
+    job = session(few_particles, "cuda:0,cuda:1")
+    job.run(3)
+    same(job, on_cpu)
+
+
+def test_everyone_is_scored_on_the_device(cuda, few_particles):
+    here, there = (session(few_particles, device) for device in ("cpu", "cuda"))
+    for job in (here, there):
+        job.run(2)
+        job.score_all()
+    assert (there.state.poses.pmax > 0).all()
+    assert (here.state.poses.angles == there.state.poses.angles).all(1).mean() > 0.9
+
+
+def test_memory_that_runs_out(stub, few_particles, on_cpu):
+    """A limit that the first plan exceeds: smaller pieces, told in the report; the result is the same."""
+    job = session(few_particles)
+    stub.limit(0, 12_000_000)
+    try:
+        job.run(3)
+    finally:
+        stub.limit(0, None)
+    notes = [note for report in job.reports() for note in report.notes]
+    assert notes and all("no memory left" in note for note in notes)
+    assert str(job.reports()[0]).endswith(notes[0]) or len(job.reports()[0].notes) > 1
+    same(job, on_cpu)
+
+
+def test_memory_that_is_never_enough(stub, few_particles):
+    """One clear error, the state before is kept, and the CPU can go on from it."""
+    job = session(few_particles)
+    job.run(1)
+    before = job.state
+    stub.limit(0, 10_000)
+    with pytest.raises(OutOfDeviceMemory, match="cuda:0 has not enough memory for a single particle.*device='cpu'"):
+        job.step()
+    assert job.state is before
+    job.change(device="cpu")
+    assert job.step().iteration == 2
+
+
+def test_a_planned_limit_is_kept(stub, few_particles):
+    """`device_memory` bounds what the pieces are planned for, without an error on the way."""
+    device = CudaDevice(0, memory=3_000_000)
+    assert device.room == 3_000_000
+    device.halve()
+    assert device.room == 1_500_000
+    job = session(few_particles, device_memory=0.02)
+    job.run(1)
+    assert job.report.notes == ()
+
+
+def test_free_gives_the_memory_back(stub, few_particles):
+    job = session(few_particles)
+    job.run(2)
+    pool = stub.get_default_memory_pool()
+    assert pool.used_bytes() > 100_000
+    job.free()
+    gc.collect()
+    assert pool.used_bytes() == 0
+    assert job.step().iteration == 3
+
+
+def test_a_lost_device_leaves_a_session_on_the_cpu(stub, few_particles, on_cpu):
+    job = session(few_particles)
+    job.run(2)
+    stub.lose(0)
+    report = job.step()
+    assert report.iteration == 3 and job.settings.device == "cpu"
+    assert "cuda:0 does not answer any more" in job.history.note.iloc[2]
+    same(job, on_cpu)
+
+
+def test_a_device_that_is_not_there(stub, few_particles):
+    with pytest.raises(SettingsError, match="device is 'cuda:5' but this machine has 2 GPU"):
+        session(few_particles, "cuda:5")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:0,cpu", "cuda:0,cuda"])
+def test_a_device_that_is_no_device(name):
+    with pytest.raises(SettingsError, match="device is"):
+        vk.Settings(device=name)
+
+
+# particles on the device -------------------------------------------------------------------------------------------------
+
+
+def test_particles_are_read_once(stub, few_particles, monkeypatch):
+    """After all were visited nothing is read, converted or copied again; the next ones are fetched ahead."""
+    job = session(few_particles, batch_initial=24, batch_final=24)
+    job.run(1)
+    asked = []
+    fetch = job._source.fetch
+    monkeypatch.setattr(job._source, "fetch", lambda index, radius: asked.append(len(index)) or fetch(index, radius))
+    job.run(1)
+    assert asked == []
+
+
+class Numbered:
+    """Particles whose arrays hold their numbers; 7 cannot be read."""
+
+    box, identity = 16, "numbered"
+
+    def __init__(self):
+        self.asked = []
+
+    def __len__(self):
+        return 50
+
+    def fetch(self, index, radius):
+        from vdamkit.imaging.convert import HalfBallParticle
+        from vdamkit.imaging.halfball import half_ball
+
+        self.asked += index.tolist()
+        n = len(half_ball(radius))
+        at = np.flatnonzero(index != 7)
+        items = [HalfBallParticle(radius, *(np.full(n, i, d) for d in ("c8", "c8", "f4"))) for i in index[at]]
+        return items, at, ["particle 8 is unreadable"] * (len(index) - len(at))
+
+
+def held(store, particles, index, radius=3):
+    (masked, unmasked, weight), at, complaints = store.gather(particles, np.array(index), radius)
+    for array in (masked, unmasked, weight):
+        assert [int(v) for v in store.device.get(array)[:, -1].real] == [index[j] for j in at]
+    return complaints
+
+
+def test_store_keeps_what_was_used_last(stub):
+    """More particles than fit: the right ones come back, those used longest ago make room, bad ones are told."""
+    store, particles = Store(CudaDevice(0), 5, np.dtype(np.float32), 6), Numbered()
+    assert held(store, particles, [1, 2, 3, 4]) == {}
+    assert held(store, particles, [3, 5, 6, 7]) == {7: "particle 8 is unreadable"}
+    particles.asked.clear()
+    assert held(store, particles, [3, 4, 5, 6]) == {}
+    assert particles.asked == []
+    held(store, particles, [8, 9])
+    assert particles.asked == [8, 9]
+    particles.asked.clear()
+    held(store, particles, [5, 6, 8, 9])
+    assert particles.asked == []
+
+
+def test_store_fetches_ahead(stub):
+    """The next particles arrive while the current ones stay; where both do not fit nothing is fetched."""
+    store, particles = Store(CudaDevice(0), 5, np.dtype(np.float32), 6), Numbered()
+    held(store, particles, [1, 2, 3])
+    store.fetch_ahead(particles, np.array([4, 5, 6]), np.array([1, 2, 3]))
+    held(store, particles, [4, 5, 6])
+    held(store, particles, [1, 2, 3])
+    assert particles.asked == [1, 2, 3, 4, 5, 6]
+    store.fetch_ahead(particles, np.arange(10, 15), np.array([1, 2, 3]))
+    assert store._ahead is None
+
+
+def test_an_error_while_fetching_ahead_is_met_again_where_it_counts(stub):
+    class Broken(Numbered):
+        def fetch(self, index, radius):
+            raise InputError("the disc is gone")
+
+    store = Store(CudaDevice(0), 5, np.dtype(np.float32), 6)
+    store.fetch_ahead(Broken(), np.array([4]), np.array([1]))
+    with pytest.raises(InputError, match="disc is gone"):
+        store.gather(Broken(), np.array([4]), 3)
+    held(store, Numbered(), [4, 5])

@@ -1,0 +1,246 @@
+"""Each CUDA kernel against its NumPy twin: its source compiled for the CPU everywhere, and on a GPU where there is one."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vdamkit.backend
+from vdamkit.backend import twins
+from vdamkit.backend.cuda import CudaDevice
+from vdamkit.backend.device import Device, round_to_tf32
+from vdamkit.imaging.device_projector import DeviceProjector, Turns
+from vdamkit.imaging.projector import Projector
+from vdamkit.sampling.orientations import orientation_grid
+
+SOURCE = Path(vdamkit.backend.__file__).parent / "kernels.cu"
+REALS = [np.float32, np.float64]
+TOLERANCE = {True: 2e-5, False: 1e-12}  # in single precision and not, of the largest value: sums go in another order
+
+
+class Both:
+    """A kernel and its twin on the same arguments."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def __call__(self, name: str, inputs: list, outputs: list, **options) -> list:
+        """Compares what both write into copies of `outputs`; returns what the kernel wrote."""
+        there = [np.array(a) for a in outputs]
+        getattr(twins, name)(*inputs, *there, **options)
+        on_device = [self.device.put(a) if isinstance(a, np.ndarray) else a for a in inputs]
+        here = [self.device.put(a) for a in outputs]
+        getattr(self.device.kernels, name)(*on_device, *here, **options)
+        found = [self.device.get(a) for a in here]
+        single = any(getattr(a, "dtype", None) in (np.float32, np.complex64) for a in (*inputs, *outputs))
+        for a, b in zip(found, there, strict=True):
+            if a.dtype.kind in "iu" and name != "tilt_adjoint":
+                np.testing.assert_array_equal(a, b)
+            else:
+                wide = np.float64 if a.dtype.kind == "i" else a.dtype
+                atol = TOLERANCE[single] * np.abs(b).max()
+                np.testing.assert_allclose(a.astype(wide), b.astype(wide), rtol=0, atol=atol)
+        return found
+
+
+@pytest.fixture
+def both(cuda):
+    device = CudaDevice(0)
+    with device.active():
+        yield Both(device)
+
+
+def ragged(rng, sizes):
+    return np.append(0, np.cumsum(sizes)).astype(np.int64), rng.normal(size=int(np.sum(sizes)))
+
+
+def normal(rng, real, *shape):
+    return rng.normal(size=shape).astype(real)
+
+
+def complex_normal(rng, real, *shape):
+    return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(np.result_type(real, np.complex64))
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_projector_kernels(both, real):
+    """Tilt, spin and their adjoints with the tables of a real projector and grid."""
+    rng = np.random.default_rng(0)
+    projector = Projector(16, 6, real)
+    tables = DeviceProjector(projector, Device())
+    grid = orientation_grid(1, "C3")
+    orientations = np.flatnonzero(rng.random(len(grid)) < 0.3)
+    directions, psi = np.divmod(orientations, grid.n_psi)
+    present, number = np.unique(directions, return_inverse=True)
+    turns = Turns(grid.tilts(5.0, present), number, psi, grid.psis)
+    moved, d, p = tables._turned(turns), len(present), projector
+    source = (tables._source, tables._source_at)
+    cube, half_width = p.prepare(rng.normal(size=(16,) * 3)), p.grid.half_width
+    (slabs,) = both("tilt", [cube, moved, *source, half_width], [np.zeros((d, tables.slab_size), p.complex)])
+    where = (number.astype(np.int32), psi.astype(np.int32))
+    rows = np.zeros((len(orientations), len(p.ball)), p.complex)
+    both("spin", [slabs, *where, *tables._taps(grid.psis), tables.place, p.radius, p.width], [rows])
+    values, weights = complex_normal(rng, real, 2, *rows.shape), rng.random((2, *rows.shape)).astype(real)
+    empty = [np.zeros((2, d, tables.slab_size), p.complex), np.zeros((2, d, tables.slab_size), real)]
+    columns = tables._columns(grid.psis)
+    back = both("spin_adjoint", [values, weights, turns.row_start, where[1], *columns, 2.3, tables.place, p.radius], empty)
+    sums = np.zeros((2, 3, p.grid.size), np.int64)
+    both("tilt_adjoint", [*back, moved, *source, half_width, (2.0**40, 2.0**42)], [sums])
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_phases(both, real):
+    rng = np.random.default_rng(0)
+    k = rng.integers(-20, 20, (300, 3)).astype(np.int32)
+    out = np.zeros((7, 300), np.result_type(real, np.complex64))
+    both("phases", [rng.uniform(-0.2, 0.2, (7, 3)), k], [out])
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_score(both, real):
+    """Particles with more entries and shifts than a tile holds, with few, and with none in this piece."""
+    rng = np.random.default_rng(1)
+    n, entries, shifts = 77, [70, 0, 3, 33], [5, 40, 1, 65]
+    entry_start, shift_start = (np.append(0, np.cumsum(a)).astype(np.int32) for a in (entries, shifts))
+    m, t = entry_start[-1], shift_start[-1]
+    sizes = np.repeat(shifts, entries)
+    out = (np.cumsum(sizes) - sizes).astype(np.int64)
+    inputs = [
+        complex_normal(rng, real, 50, n), complex_normal(rng, real, 4, n + 9), rng.random((4, n + 9)).astype(real),
+        complex_normal(rng, real, 12, n), entry_start, rng.integers(50, size=m).astype(np.int32), out, normal(rng, real, m),
+        shift_start, rng.integers(12, size=t).astype(np.int32), normal(rng, real, t),
+    ]  # fmt: skip
+    both("score", inputs, [np.zeros(int(sizes.sum()), real)], most_entries=max(entries), most_shifts=max(shifts))
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_posterior_kernels(both, real):
+    """From scores to significant samples; particles with one score, with many, with equal ones, with some not admitted."""
+    rng = np.random.default_rng(2)
+    widths, per_particle = np.array([7, 1, 33, 20]), np.array([90, 1, 40, 25])
+    start, scores = ragged(rng, widths * per_particle)
+    scores = (3 * scores).astype(real)
+    scores[start[2] : start[2] + 500] = -np.inf
+    scores[start[3] : start[4]] = 1.5
+    weights, _, _, total, _ = both("normalise", [], [scores, start, np.zeros(4), np.zeros(4), np.zeros(4, np.int64)])
+    for fraction, cap in ((0.9, 10**6), (0.999, 30), (0.99999, 10**6)):
+        (limit,) = both("threshold", [weights, start, fraction * total, cap], [np.zeros(4, real)])
+        particle = np.repeat(np.arange(4), per_particle).astype(np.int32)
+        base = np.concatenate([start[i] + widths[i] * np.arange(per_particle[i]) for i in range(4)])
+        shift_start = np.append(0, np.cumsum(widths)).astype(np.int32)
+        shift, prior = rng.integers(50, size=widths.sum()).astype(np.int32), normal(rng, real, widths.sum())
+        m = len(base)
+        where = [weights, base, 1, particle, shift_start]
+        count, mass, _ = both(
+            "entry_sums", [*where, prior, limit, total], [np.zeros(m, np.int32), np.zeros(m), np.zeros(m)]
+        )
+        kept = np.bincount(particle, count, 4)
+        assert (kept[:3] <= cap).all() and kept[3] in (500, min(cap, 500)), "equal weights come together"
+        assert np.bincount(particle, mass, 4).max() <= 1 + 1e-6
+        first = np.append(0, np.cumsum(count, dtype=np.int64))
+        both("samples", [*where, shift, limit, total, first],
+             [np.zeros(first[-1], np.int32), np.zeros(first[-1], real)])  # fmt: skip
+
+
+def test_weights_of_one_matrix_product(both):
+    """Entries one after the other in memory, their shifts a row apart."""
+    rng = np.random.default_rng(3)
+    weights, start = rng.random(3 * 5 * 11), np.arange(4) * 55
+    base, particle = np.concatenate([55 * i + np.arange(11) for i in range(3)]), np.repeat(np.arange(3), 11).astype(np.int32)
+    shift_start, total, limit = (5 * np.arange(4)).astype(np.int32), np.full(3, 2.0), np.full(3, 0.4)
+    where = [weights, base, 11, particle, shift_start]
+    (count, mass, _) = both("entry_sums", [*where, np.zeros(15), limit, total], [np.zeros(33, np.int32), *np.zeros((2, 33))])
+    table = weights.reshape(3, 5, 11)
+    np.testing.assert_array_equal(count.reshape(3, 11), (table >= 0.4).sum(1))
+    np.testing.assert_allclose(mass.reshape(3, 11), np.where(table >= 0.4, table, 0).sum(1) / 2)
+    first = np.append(0, np.cumsum(count, dtype=np.int64))
+    shift = np.tile(np.arange(5), 3).astype(np.int32)
+    both("samples", [*where, shift, limit, total, first], [np.zeros(first[-1], np.int32), np.zeros(first[-1])])
+    assert start[-1] == len(weights)
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_row_sums(both, real):
+    """Rows with many members, with one, with none; both halves; what is there already is added to."""
+    rng = np.random.default_rng(4)
+    n, members, p = 300, [3, 0, 1, 6], 5
+    m = sum(members)
+    count = rng.integers(1, 9, m).astype(np.int32)
+    first = (np.cumsum(count) - count).astype(np.int64)
+    s = int(count.sum())
+    inputs = [
+        complex_normal(rng, real, 4, n), complex_normal(rng, real, 12, n), np.append(0, np.cumsum(members)).astype(np.int32),
+        rng.integers(p, size=m).astype(np.int32), first, count, rng.random(m).astype(real),
+        rng.integers(12, size=s).astype(np.int32), rng.random(s).astype(real), complex_normal(rng, real, p, n),
+        rng.random((p, n)).astype(real), complex_normal(rng, real, p, n), rng.random((p, n)).astype(real),
+        np.array([0, 1, 1, 0, 1], np.int32),
+    ]  # fmt: skip
+    outputs = [complex_normal(rng, real, 2, 4, n), normal(rng, real, 2, 4, n), np.zeros((4, n), real)]
+    both("row_sums", inputs, outputs)
+
+
+def test_scattering_does_not_depend_on_the_order(cuda):
+    """Whole-number sums: directions in another order, and twice the same, bit for bit."""
+    device, rng = CudaDevice(0), np.random.default_rng(5)
+    tables = DeviceProjector(Projector(16, 5), device)
+    grid, n = orientation_grid(1), len(tables.projector.ball)
+    tilts, number = grid.tilts(0.0), np.arange(grid.n_directions)
+    values, weights = complex_normal(rng, np.float32, 2, len(number), n), rng.random((2, len(number), n)).astype(np.float32)
+
+    def scattered(order):
+        turns = Turns(tilts[order], number, np.zeros(len(number), int), np.zeros(1))
+        with device.active():
+            return tables.scatter(turns, device.put(values[:, order]), device.put(weights[:, order]))
+
+    first = scattered(number)
+    np.testing.assert_array_equal(first, scattered(number))
+    np.testing.assert_array_equal(first, scattered(rng.permutation(number)))
+
+
+def test_nvcc_takes_the_source():
+    """The source as a device's compiler sees it, in both precisions."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    for kind in (("-DREAL=float", "-DCOMPLEX=float2", "-DSINGLE"), ("-DREAL=double", "-DCOMPLEX=double2")):
+        command = [nvcc, "-ptx", "-arch=sm_80", "-std=c++17", "-Werror=all-warnings", *kind, "-o", "-", str(SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(".entry") == SOURCE.read_text().count('extern "C"')
+
+
+# TF32 --------------------------------------------------------------------------------------------------------------------
+
+
+def test_tf32_rounds_to_ten_bits():
+    values = np.array([1.0, 1 + 2**-10, 1 + 2**-11, 1 + 2**-12, -3.1415927, 1e-20], np.float32)
+    found = round_to_tf32(values)
+    np.testing.assert_array_equal(found[:4], np.array([1, 1 + 2**-10, 1 + 2**-10, 1], np.float32))
+    np.testing.assert_allclose(found, values, rtol=2**-11)
+
+
+def test_tensor_product_is_laid_out_right(stub, monkeypatch):
+    """cuBLAS counts by columns: what is asked of it, carried out by its definition, is a @ b.T."""
+    import ctypes
+    from types import SimpleNamespace
+
+    def gemm(handle, turn_a, turn_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algorithm):
+        def matrix(pointer, rows, columns):
+            return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(pointer)).reshape(columns, rows).T
+
+        first, second = matrix(a, lda, m if turn_a else k), matrix(b, ldb, k if turn_b else n)
+        first, second = first.T if turn_a else first, second.T if turn_b else second
+        matrix(c, ldc, n)[:m] = ctypes.c_float.from_address(alpha).value * (first @ second)
+        assert (kind_a, kind_b, kind_c, compute) == (0, 0, 0, 77) and ctypes.c_float.from_address(beta).value == 0
+
+    names = {"CUBLAS_OP_N": 0, "CUBLAS_OP_T": 1, "CUBLAS_COMPUTE_32F_FAST_TF32": 77, "CUBLAS_GEMM_DEFAULT": -1}
+    monkeypatch.setattr(stub.cuda, "cublas", SimpleNamespace(gemmEx=gemm, **names), raising=False)
+    monkeypatch.setattr(stub.cuda.runtime, "CUDA_R_32F", 0, raising=False)
+    monkeypatch.setattr(stub.cuda.Device, "cublas_handle", 1, raising=False)
+    rng, device = np.random.default_rng(6), CudaDevice(0)
+    a, b = (rng.normal(size=(m, 5)).astype(np.float32) for m in (3, 4))
+    with device.active():
+        found = device.get(device.matmul(device.put(a), device.put(b), tf32=True))
+    np.testing.assert_allclose(found, a @ b.T, rtol=1e-5)
