@@ -25,7 +25,7 @@ from vdamkit.vdam.start import Particles
 from vdamkit.vdam.visit import Found, Progress, Visited, centre_rows, local_candidates, too_many_bad
 
 T = TypeVar("T")
-MOST_HALVINGS = 12
+MOST_HALVINGS = 20
 
 
 def visit(
