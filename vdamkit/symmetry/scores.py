@@ -39,6 +39,7 @@ AROUND = 2.5  # degrees between the two-fold axes of a dihedral group that are t
 CLOSE = 0.5  # of the way from chance to the best: from here a group is refined further
 SUPPORTED, REFUTED = 0.8, 0.55  # of that way: above, a group fits as the best does; below, it does not
 NONE, SOME = 0.3, 0.45  # of the way from chance to perfect agreement: below, the map has no symmetry; above, it has one
+ROUND = 0.65  # chance that says the map is nearly round about an axis: every turn about it fits, and little tells them apart
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class SymmetryScores:
             return f"No symmetry: the best group is {best.group}, with {figures}."
         if self.named is not None:
             return f"The map has {self.named} symmetry ({figures})."
-        return f"Undecided between {', '.join(self.possible)} ({figures})."
+        why = "; the map is nearly round about an axis" if self.chance >= ROUND else ""
+        return f"Undecided between {', '.join(self.possible)} ({figures}{why})."
 
 
 def is_subgroup(small: str, large: str) -> bool:
@@ -268,9 +270,12 @@ def _result(curves: dict[str, np.ndarray], poses: dict[str, tuple], last: int, n
 
 
 def _decide(items: Sequence[GroupScore], chance: float, best: float) -> tuple[str | None, tuple[str, ...]]:
-    """The one group of which all that fit are part, unless a larger one may fit too."""
+    """The one group of which all that fit are part, unless a larger one may fit too.
+
+    That the best group stands out little is no sign against symmetry where the map is nearly round: then nothing is named.
+    """
     contrast = (best - chance) / (1 - chance)
-    if contrast < NONE:
+    if contrast < NONE and chance < ROUND:
         return "C1", ()
     fitting = [item.group for item in items if item.relative >= SUPPORTED]
     doubtful = [item.group for item in items if REFUTED < item.relative < SUPPORTED]
