@@ -1,18 +1,23 @@
 """The batched engine against the one on threads, which the other tests hold against definitions: same weights, same sums."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_vdamkit import Blobs, make_search, plant
 from test_posterior import grid_poses, tick
 
+import vdamkit as vk
+from vdamkit.backend import Backend
 from vdamkit.backend.device import Device
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
+from vdamkit.source import ParticleSource
 from vdamkit.vdam import accumulate as threaded_sums
 from vdamkit.vdam import posterior as threaded
+from vdamkit.vdam.advance import advance
 from vdamkit.vdam.batched import accumulate as batched_sums
 from vdamkit.vdam.batched import posterior as batched
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
@@ -122,3 +127,39 @@ def test_small_pieces_give_the_same():
     for name in SUMS:
         a, b = np.asarray(getattr(whole[1], name)), np.asarray(getattr(pieces[1], name))
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12 * np.abs(a).max(), err_msg=name)
+
+
+# TF32 ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tutorial():
+    """The tutorial's job on the data of the repository, twelve mini-batches in."""
+    data = Path(__file__).parents[2] / "data" / "stacks2d" / "optimisation_set.star"
+    settings = vk.Settings(symmetry="C6", tilt_prior_width=10, mask_diameter=230, mini_batches=24, batch_initial=40)
+    job = vk.Session(data, settings)
+    job.run(12)
+    return job
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_tf32_changes_little(tutorial, adaptive):
+    """With coarse scores from factors of 10 bits: evidence, map and poses after one mini-batch, against single precision.
+
+    Where the coarse pass only chooses what is refined next to nothing changes; where it is the only pass, log-likelihoods
+    change by some hundredths.
+    """
+    results = []
+    state = tutorial.state.replace(offset_range=tutorial.state.offset_step)  # few shifts, for speed
+    for tf32 in (False, True):
+        settings = tutorial.settings.replace(adaptive=adaptive, tf32=tf32, global_search_every=1, batch_final=40)
+        source = ParticleSource(tutorial.particles, settings, Backend(1))
+        results.append(advance(state, settings, source, Backend(1, (Device(),)))[0])
+    single, rounded = results
+    change = rounded.poses.log_likelihood - single.poses.log_likelihood
+    assert np.sqrt((change**2).mean()) < (0.01 if adaptive else 0.1)
+    gap = np.linalg.norm(rounded.maps - single.maps) / np.linalg.norm(single.maps)
+    assert gap < (1e-3 if adaptive else 1e-2)
+    assert (rounded.poses.angles == single.poses.angles).all(1).mean() > 0.95
+    if not adaptive:
+        assert np.abs(change).max() > 0, "the rounding was not at work"
