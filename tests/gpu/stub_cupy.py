@@ -8,6 +8,7 @@ Streams do nothing, as everything is finished when a call returns, and pools kee
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import numpy as np
 import scipy.fft
 import scipy.sparse
 from stub_array import ABOUT, CUDARuntimeError, Function, Machine, OutOfMemoryError, ndarray
+
+from vdamkit.backend.device import round_to_tf32
 
 CONSTANTS = """bool_ int8 int16 int32 int64 intp uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 dtype
     integer floating complexfloating number generic pi e inf nan newaxis""".split()
@@ -54,6 +57,8 @@ class _Bound:
 
 
 class Device(_Bound):
+    cublas_handle = 1
+
     compute_capability = "90"
 
     def __init__(self, device: Any = None):
@@ -270,6 +275,7 @@ def _cuda(machine: Machine) -> ModuleType:
     runtime = _module(
         "cupy.cuda.runtime",
         CUDARuntimeError=CUDARuntimeError,
+        CUDA_R_32F=0,
         getDeviceCount=device_count,
         getDevice=lambda: machine.device,
         setDevice=lambda device: bound["Device"](device).use(),
@@ -283,8 +289,27 @@ def _cuda(machine: Machine) -> ModuleType:
     compiler = _module("cupy.cuda.compiler", CompileException=cuda_on_cpu.CompileError)
     here = {"runtime": runtime, "memory": memory, "compiler": compiler, "using_allocator": using_allocator, **bound}
     here |= {"is_available": lambda: shared.count > 0, "get_current_stream": lambda: bound["Stream"].null}
+    here["cublas"] = _module("cupy.cuda.cublas", gemmEx=gemm_ex, **CUBLAS)
     here["get_elapsed_time"] = lambda start, end: 0.0
     return _module("cupy.cuda", **here)
+
+
+def gemm_ex(handle, turn_a, turn_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algorithm):
+    """cuBLAS's general product by its definition: matrices lie in memory column by column; TF32 factors."""
+
+    def matrix(pointer: int, rows: int, columns: int) -> np.ndarray:
+        return np.ctypeslib.as_array((ctypes.c_float * (rows * columns)).from_address(pointer)).reshape(columns, rows).T
+
+    if (kind_a, kind_b, kind_c, compute) != (0, 0, 0, CUBLAS["CUBLAS_COMPUTE_32F_FAST_TF32"]):
+        raise ValueError("the stub knows float32 with TF32 factors alone")
+    first, second = matrix(a, lda, m if turn_a else k), matrix(b, ldb, k if turn_b else n)
+    first, second = (round_to_tf32(x) for x in (first.T if turn_a else first, second.T if turn_b else second))
+    scale, old = (ctypes.c_float.from_address(pointer).value for pointer in (alpha, beta))
+    out = matrix(c, ldc, n)
+    out[:m] = scale * (first @ second) + (old * out[:m] if old else 0)
+
+
+CUBLAS = {"CUBLAS_OP_N": 0, "CUBLAS_OP_T": 1, "CUBLAS_COMPUTE_32F_FAST_TF32": 77, "CUBLAS_GEMM_DEFAULT": -1}
 
 
 def make_stub(n_devices: int = 1, memory: int | None = None) -> ModuleType:
@@ -293,7 +318,8 @@ def make_stub(n_devices: int = 1, memory: int | None = None) -> ModuleType:
     ``lose(device)`` on it makes a device fail for good; ``limit(device, bytes)`` bounds its memory without its saying so, as
     another program does that takes memory between a look and the allocation; None ends that.
     """
-    shared = SimpleNamespace(count=n_devices, memory=memory or 80 * 2**30, used=[0] * n_devices, lost=set(), charged=set(), hidden={})
+    shared = SimpleNamespace(count=n_devices, memory=memory or 80 * 2**30, used=[0] * n_devices, lost=set(), charged=set())
+    shared.hidden = {}
     shared.lock, shared.pool = threading.RLock(), MemoryPool()
     machine = Machine(shared)
     machine.pool = shared.pool = MemoryPool.to(machine)()

@@ -65,10 +65,13 @@ def test_a_run_repeats_bit_for_bit(cuda, few_particles):
     np.testing.assert_array_equal(first.state.maps, second.state.maps)
 
 
-@pytest.mark.parametrize("options", [
-    {"classes": 2}, {"symmetry": "C2", "psi_prior_width": 40.0}, {"adaptive": False, "symmetry": "C4", "offset_range": 1.0, "batch_initial": 6}, {"precision": "double"},
-    {"global_search_every": 2},
-])  # fmt: skip
+SEARCHES = [
+    {"classes": 2}, {"symmetry": "C2", "psi_prior_width": 40.0}, {"precision": "double"}, {"global_search_every": 2},
+    {"adaptive": False, "symmetry": "C4", "offset_range": 1.0, "batch_initial": 6},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", SEARCHES)
 def test_every_kind_of_search(cuda, few_particles, options):
     """Two classes, symmetry and priors, one exhaustive level, double precision, local searches."""
     here, there = (session(few_particles, device, **options) for device in ("cpu", "cuda"))
@@ -115,7 +118,7 @@ def test_memory_that_is_never_enough(stub, few_particles):
     job.run(1)
     before = job.state
     stub.limit(0, 10_000)
-    with pytest.raises(OutOfDeviceMemory, match="cuda:0 has not enough memory for a single particle.*device='cpu'"):
+    with pytest.raises(OutOfDeviceMemory, match=r"cuda:0 has not enough memory for a single particle.*device='cpu'"):
         job.step()
     assert job.state is before
     job.change(device="cpu")

@@ -55,6 +55,11 @@ class CudaDevice(Device):
         self.tables = {}
         self.halvings = 0
 
+    @property
+    def description(self) -> str:
+        name = self.xp.cuda.runtime.getDeviceProperties(self._device.id)["name"]
+        return name.decode() if isinstance(name, bytes) else str(name)
+
     def put(self, array: np.ndarray) -> Any:
         return self.xp.asarray(np.ascontiguousarray(array))
 
@@ -157,8 +162,8 @@ class CudaKernels:
     def tilt_adjoint(self, slabs, slab_weights, turns, source, source_at, half_width, scales, sums) -> None:
         n = source.shape[1]
         self._run(
-            "tilt_adjoint", turns.dtype, (len(turns), _blocks(n), 2), slabs, slab_weights, turns, source, source_at, np.int32(n),
-            np.int32(half_width), np.int32(sums.shape[2]), np.int32(slabs.shape[2]), np.int32(len(turns)),
+            "tilt_adjoint", turns.dtype, (len(turns), _blocks(n), 2), slabs, slab_weights, turns, source, source_at,
+            np.int32(n), np.int32(half_width), np.int32(sums.shape[2]), np.int32(slabs.shape[2]), np.int32(len(turns)),
             np.float64(scales[0]), np.float64(scales[1]), sums,
         )  # fmt: skip
 
@@ -220,8 +225,8 @@ class CudaKernels:
         n_rows, n = rows.shape
         self._run(
             "row_sums", mass.dtype, (n_rows, _blocks(n)), rows, shift_phases, np.int32(n), row_start, particle, sample_start,
-            sample_count, mass, sample_shift, sample_weight, unmasked, weight, raw, raw_weight, half, np.int32(n_rows), gradient,
-            total, noise,
+            sample_count, mass, sample_shift, sample_weight, unmasked, weight, raw, raw_weight, half, np.int32(n_rows),
+            gradient, total, noise,
         )  # fmt: skip
 
 

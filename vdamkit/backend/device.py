@@ -42,6 +42,11 @@ class Device:
         self.tables: dict = {}  # what stays on the device from mini-batch to mini-batch, by whoever made it
         self.halvings = 0
 
+    @property
+    def description(self) -> str:
+        """What it is, for a person."""
+        return "this machine's memory, with NumPy"
+
     def put(self, array: np.ndarray) -> Any:
         """A copy on the device."""
         return np.array(array)

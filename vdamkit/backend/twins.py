@@ -54,7 +54,8 @@ def spin(slabs, direction, psi, first, taps, place, radius: int, width: int, row
 
 
 def spin_adjoint(
-    values, weights, row_start, psi, tap_start, tap_disc, tap_weight, absolute_sum: float, place, radius: int, slabs, slab_weights
+    values, weights, row_start, psi, tap_start, tap_disc, tap_weight, absolute_sum: float, place, radius: int, slabs,
+    slab_weights,
 ) -> None:  # fmt: skip
     """Adjoint of :func:`spin`, summed over the rows of each direction; weights with the absolute values of the taps.
 
@@ -84,8 +85,8 @@ def phases(turns, k, out) -> None:
 
 
 def score(
-    rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores, *,
-    most_entries: int, most_shifts: int,
+    rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores,
+    *, most_entries: int, most_shifts: int,
 ) -> None:  # fmt: skip
     """Log-posteriors (but for a constant) of each particle's entries (rotations) × shifts.
 
@@ -147,8 +148,8 @@ def samples(
 
 
 def row_sums(
-    rows, shift_phases, row_start, particle, sample_start, sample_count, mass, sample_shift, sample_weight, unmasked, weight, raw,
-    raw_weight, half, gradient, total, noise,
+    rows, shift_phases, row_start, particle, sample_start, sample_count, mass, sample_shift, sample_weight, unmasked, weight,
+    raw, raw_weight, half, gradient, total, noise,
 ) -> None:  # fmt: skip
     """What the significant samples of each rotation say: residual and weight by half, and its part of the noise.
 

@@ -207,6 +207,7 @@ def _report(
         T=schedule.tau2_fudge(position, settings), step_size=schedule.step_size(position, settings),
         pmax=float(np.mean(np.concatenate([f.pmax for f in found]))), sigma_offset=new.sigma_offset,
         angle_change=changes[0], offset_change=changes[1], class_populations=tuple(new.class_probability.tolist()),
-        log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))), bad=tuple(seen.bad.values()), notes=seen.notes,
+        log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))),
+        bad=tuple(seen.bad.values()), notes=seen.notes,
         seconds=time.perf_counter() - began, timings=dict(clock),
     )  # fmt: skip

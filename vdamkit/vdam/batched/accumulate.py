@@ -15,7 +15,12 @@ from vdamkit.vdam.batched.posterior import Significant
 
 
 def accumulate(
-    engine: Engine, batch: DeviceBatch, found: Significant, n_optics: int, coarse: OrientationGrid, tick: Callable[[float], None]
+    engine: Engine,
+    batch: DeviceBatch,
+    found: Significant,
+    n_optics: int,
+    coarse: OrientationGrid,
+    tick: Callable[[float], None],
 ) -> Sums:
     """All sums of some particles. What scatters adds whole numbers, so that chance has no part in the result."""
     search, level = engine.search, engine.search.levels[-1]
@@ -45,8 +50,8 @@ def accumulate(
 
 
 def _residuals(
-    engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows, piece: slice, rotated: Any, phases: Any, sample_shift: Any,
-    noise: np.ndarray,
+    engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows, piece: slice, rotated: Any, phases: Any,
+    sample_shift: Any, noise: np.ndarray,
 ) -> tuple[Any, Any]:  # fmt: skip
     """Residuals and weights of a piece's rotations, `(2, rows, n)` by half; its part of `noise` is added there."""
     device, xp, real = engine.device, engine.device.xp, engine.real

@@ -50,6 +50,11 @@ class Entries:
         """The particle of each shift, `(t,)`."""
         return np.repeat(np.arange(self.n_particles), self.width)
 
+    def some(self, kept: np.ndarray) -> Entries:
+        """Some of the entries, by their numbers; all shifts stay."""
+        columns = (column[kept] for column in (self.particle, self.class_index, self.orientation))
+        return Entries(*columns, self.shift_start, self.shift)
+
     @classmethod
     def of(cls, candidates: list[Candidates]) -> Entries:
         """From the candidates of single particles (orientations of each ascending within its class)."""
@@ -116,11 +121,14 @@ def turns_of(grid: OrientationGrid, perturbation: float, orientations: np.ndarra
     return Turns(grid.tilts(perturbation, present), number, psi, grid.psis)
 
 
-def most_likely(entries: Entries, sample: tuple[np.ndarray, np.ndarray, np.ndarray], max_significant: int, classes: int) -> Entries:
+def most_likely(
+    entries: Entries, sample: tuple[np.ndarray, np.ndarray, np.ndarray], max_significant: int, classes: int
+) -> Entries:
     """Entries and shifts worth refining: those of the best samples, taken in order of weight.
 
     sample: entry, shift (number in the level's table) and weight of the samples that are significant. Rules as in
-    `vdam.posterior`: at most `max_significant` samples per class, and before rotations × shifts exceeds PAIRS times that number.
+    `vdam.posterior`: at most `max_significant` samples per class, and before rotations × shifts exceeds PAIRS times that
+    number.
     """
     entry, shift, weight = sample
     cap = max_significant * classes

@@ -49,7 +49,9 @@ class Significant:
     log_evidence: np.ndarray  # (p,)
 
 
-def run_search(engine: Engine, batch: DeviceBatch, start: list[Candidates] | None, tick: Callable[[float], None]) -> Significant:
+def run_search(
+    engine: Engine, batch: DeviceBatch, start: list[Candidates] | None, tick: Callable[[float], None]
+) -> Significant:
     """All levels for some particles; `start` as in `vdam.posterior.run_search`."""
     search = engine.search
     share = 1 / len(search.levels)
@@ -197,7 +199,7 @@ def _significant(engine: Engine, scored: Scored, *, last: bool) -> Significant:
         scored.weights, *where, engine.put(entries.shift, np.int32), limit, total, engine.put(start, np.int64), shift, weight
     )
     kept = np.flatnonzero(count)
-    some = Entries(entries.particle[kept], entries.class_index[kept], entries.orientation[kept], entries.shift_start, entries.shift)
+    some = entries.some(kept)
     return Significant(
         some, count[kept], mass[kept], moment[kept], start[:-1][kept], shift, weight, _best(scored),
         1 / scored.total, scored.peak + np.log(scored.total),

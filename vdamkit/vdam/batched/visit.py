@@ -141,7 +141,7 @@ def make_batch(
     engine: Engine, state: State, particles: Particles, chunk: np.ndarray, upcoming: np.ndarray | None = None
 ) -> tuple[DeviceBatch, dict[int, str]]:
     """Particles on the device, moved by their last offsets and divided by the noise; see `vdam.visit.make_batch`."""
-    search, device, xp, real = engine.search, engine.device, engine.device.xp, engine.real
+    search, xp, real = engine.search, engine.device.xp, engine.real
     radius = search.levels[-1].radius
     ball = half_ball(radius)
     (masked, unmasked, weight), at, complaints = _on_device(engine, particles, chunk, radius, upcoming)

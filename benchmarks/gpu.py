@@ -1,0 +1,305 @@
+"""What a GPU makes of it: checked against the CPU, then ceilings, kernels, mini-batches, and the tutorial's job as a table.
+
+    python benchmarks/gpu.py [--device cuda:0] [--out docs/gpu.md] [--quick] [--rows 10000] [--distinct 400]
+
+Needs nothing but the device. FLOPs and bytes are counted as written beside each row; medians of five. Mini-batches of the
+tables by box are of particles made up here (a known map at known poses, in noise), whose arrays come back for many rows; the
+job is of simulated 2D stacks on disc, whose rows repeat the image files of `--distinct` particles. Ends with exit status 1
+where the device's results are not the CPU's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+import vdamkit as vk
+from vdamkit.backend import Backend, available_cores, get_backend
+from vdamkit.backend.device import Device
+from vdamkit.imaging.convert import HalfBallParticle
+from vdamkit.imaging.halfball import half_ball
+from vdamkit.imaging.masks import soft_sphere
+from vdamkit.imaging.projector import get_projector
+from vdamkit.io.star_tables import read_star, write_star
+from vdamkit.sampling.euler import euler_to_matrix
+from vdamkit.sampling.orientations import orientation_grid
+from vdamkit.simulate import simulate
+from vdamkit.vdam.advance import advance
+from vdamkit.vdam.batched.engine import Engine
+from vdamkit.vdam.batched.entries import turns_of
+from vdamkit.vdam.batched.posterior import interleaved
+from vdamkit.vdam.search import make_search
+from vdamkit.vdam.start import initial_state
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+TUTORIAL = {"symmetry": "C6", "tilt_prior_width": 10, "mask_diameter": 230, "T": 4}
+AGREE = {"maps": 1e-3, "moment1": 1e-2, "sigma2": 1e-4}  # relative L2 after one mini-batch from the same state
+
+
+class Table:
+    """Rows of a Markdown table: printed as they come, and kept."""
+
+    def __init__(self, lines: list[str], title: str, *columns: str):
+        self._lines = lines
+        self._say("", f"### {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns))
+
+    def _say(self, *lines: str) -> None:
+        for line in lines:
+            print(line, flush=True)
+        self._lines += lines
+
+    def row(self, *cells: object) -> None:
+        self._say("| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |")
+
+
+def median_time(device: Device, work: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds of one call, everything it asked for included."""
+    with device.active():
+        work()
+        device.synchronize()
+        times = []
+        for _ in range(repeats):
+            began = time.perf_counter()
+            work()
+            device.synchronize()
+            times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+# particles made up -------------------------------------------------------------------------------------------------------
+
+
+class MadeUp:
+    """Particles of a known map at known poses in noise, on any number of rows: row i is particle ``i % len(pool)``."""
+
+    mask_ndim, n_optics = 3, 1
+
+    def __init__(self, box: int, pixel_size: float, rows: int, pool: int = 64, seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.box, self.pixel_size, self.identity = box, pixel_size, ("made up", box, rows)
+        self.angles = np.stack([rng.uniform(0, 360, rows), rng.normal(90, 8, rows), rng.uniform(0, 360, rows)], -1)
+        self.angle_priors = np.where([False, True, False], self.angles, np.nan)
+        self.offsets, self.offset_priors = np.zeros((2, rows, 3))
+        self.optics = np.zeros(rows, int)
+        radius = box // 2
+        ball, projector = half_ball(radius), get_projector(box, radius, "float32")
+        shape = np.fft.irfftn(np.fft.rfftn(rng.normal(size=(box,) * 3)) * _gaussian(box, 20 / pixel_size), s=(box,) * 3)
+        reference = projector.prepare(shape / shape.std() * soft_sphere(box, 100 / pixel_size, 3))
+        k = np.sqrt((ball.k**2).sum(1))
+        self._pool = []
+        for angles in self.angles[:pool]:
+            clean = projector.rotate(reference, euler_to_matrix(angles))
+            w = (0.1 + np.cos(rng.uniform(0.2, 0.5) * k) ** 2).astype(np.float32)
+            sigma2 = float((w * np.abs(clean) ** 2).sum()) / 100  # a pose is worth some 50 of log-likelihood
+            noise = (rng.normal(size=(len(ball), 2)) @ [1, 1j]) * np.sqrt(w * sigma2)
+            b = (w * clean + noise).astype(np.complex64)
+            self._pool.append(HalfBallParticle(radius, b, b, w))
+
+    def __len__(self) -> int:
+        return len(self.optics)
+
+    def fetch(self, index: np.ndarray, radius: int) -> tuple[list[HalfBallParticle], np.ndarray, list[str]]:
+        n = len(half_ball(radius))
+        return [self._pool[i % len(self._pool)].crop(n) for i in index], np.arange(len(index)), []
+
+
+def _gaussian(box: int, width: float) -> np.ndarray:
+    f = np.fft.fftfreq(box)
+    f2 = f[:, None, None] ** 2 + f[None, :, None] ** 2 + np.fft.rfftfreq(box)[None, None] ** 2
+    return np.exp(-2 * np.pi**2 * f2 * width**2)
+
+
+# parts -------------------------------------------------------------------------------------------------------------------
+
+
+def agreement(lines: list[str], device: str) -> bool:
+    """One mini-batch on `data/` from the same state on CPU and device."""
+    table = Table(lines, "The device against the CPU", "one mini-batch on data/stacks2d", "difference (relative L2)", "allowed")
+    job = vk.Session(DATA / "stacks2d" / "optimisation_set.star", vk.Settings(**TUTORIAL))
+    job.run(5)
+    other = job.branch(device=device)
+    job.step(), other.step()
+    good = True
+    for name, allowed in AGREE.items():
+        a, b = np.asarray(getattr(other.state, name)), np.asarray(getattr(job.state, name))
+        gap = float(np.linalg.norm(a - b) / np.linalg.norm(b))
+        good &= gap <= allowed
+        table.row(name, gap, allowed)
+    poses = (job.state.poses.angles == other.state.poses.angles).all(1).mean()
+    table.row("poses that are the same", f"{100 * poses:.0f} %", "95 %")
+    return bool(good and poses >= 0.95)
+
+
+def ceilings(lines: list[str], device: Device, size: int) -> dict[str, float]:
+    """Rates of a large matrix product and of copies, measured on the spot."""
+    xp = device.xp
+    with device.active():
+        a, b = (device.put(np.random.default_rng(i).random((size, size), np.float32)) for i in (0, 1))
+        big = xp.ones(size * size, np.float32)
+        host = np.ones(size * size, np.float32)
+    flop = 2.0 * size**3
+    rates = {
+        "fp32": flop / median_time(device, lambda: device.matmul(a, b)),
+        "tf32": flop / median_time(device, lambda: device.matmul(a, b, tf32=True)),
+        "copy": 2.0 * big.nbytes / median_time(device, lambda: big.copy()),
+        "upload": host.nbytes / median_time(device, lambda: device.upload(host)),
+    }
+    table = Table(lines, "Ceilings, measured", "what", "rate")
+    table.row(f"fp32 GEMM, {size}³", f"{rates['fp32'] / 1e12:.1f} TFLOP/s")
+    table.row(f"TF32 GEMM, {size}³", f"{rates['tf32'] / 1e12:.1f} TFLOP/s")
+    table.row("copy on the device (read + write)", f"{rates['copy'] / 1e9:.0f} GB/s")
+    table.row("host to device, page-locked, staging included", f"{rates['upload'] / 1e9:.1f} GB/s")
+    return rates
+
+
+def kernels(
+    lines: list[str], device: Device, rates: dict[str, float], sizes: Iterable[tuple[int, int]], particles: int
+) -> None:
+    """The E-step's product in its own shapes, the projector and its adjoint, against what the ceilings allow."""
+    table = Table(lines, "Kernels", "box, radius", "what", "counted", "ms", "rate", "of the ceiling")
+    for box, radius in sizes:
+        for what, work, size, kind in _kernel_work(device, box, radius, particles):
+            seconds = median_time(device, work)
+            if kind == "copy":
+                counted, rate = f"{size / 1e9:.2f} GB", f"{size / seconds / 1e9:.0f} GB/s"
+                share = f"{seconds / (size / rates['copy']):.1f} × its time at copy speed"
+            else:
+                counted, rate = f"{size / 1e9:.0f} GFLOP", f"{size / seconds / 1e12:.1f} TFLOP/s"
+                share = f"{100 * size / seconds / rates[kind]:.0f} % of {kind} GEMM"
+            table.row(f"{box}, {radius}", what, counted, 1e3 * seconds, rate, share)
+
+
+def _kernel_work(device: Device, box: int, radius: int, particles: int) -> list[tuple[str, Callable, float, str]]:
+    """What is timed, how, its FLOPs or bytes, and which ceiling it is held against."""
+    made_up, settings = MadeUp(box, 512 / box, 64, pool=2), vk.Settings(**TUTORIAL)
+    state = initial_state(made_up, settings, Backend(available_cores()))
+    search = make_search(state, settings, made_up, Backend(1, (device,)), radius, np.arange(64))
+    engine, n, grid = Engine(search, device), len(half_ball(radius)), orientation_grid(2, "C6")
+    rng = np.random.default_rng(0)
+    with device.active():
+        turns = turns_of(grid, 3.0, np.arange(len(grid)))
+        projector, cube = engine.projector(radius), engine.cube(radius, 0)
+        rows = projector.rotate(cube, turns)
+        shifts = search.shifts(False)
+        moved = device.put(rng.normal(size=(particles * len(shifts), 2 * n)).astype(np.float32))
+        real = interleaved(rows, engine.real)
+        values, weights = device.xp.stack([rows, rows]), device.xp.ones((2, *rows.shape), np.float32)
+    flop = 2.0 * len(moved) * len(real) * 2 * n
+    slabs = 8.0 * len(turns.tilts) * projector.slab_size
+    scattered = 3.0 * rows.nbytes + 6 * slabs + 48 * cube.shape[1]
+    return [
+        ("E-step product, fp32", lambda: device.matmul(moved, real), flop, "fp32"),
+        ("E-step product, TF32", lambda: device.matmul(moved, real, tf32=True), flop, "tf32"),
+        ("rotate", lambda: projector.rotate(cube, turns), 2 * slabs + rows.nbytes + cube.nbytes, "copy"),
+        ("scatter", lambda: projector.scatter(turns, values, weights), scattered, "copy"),
+    ]
+
+
+def mini_batches(lines: list[str], backend: Backend, boxes: Iterable[int], batches: Iterable[int], steps: int) -> None:
+    """Whole mini-batches of made-up particles, after some that warmed up."""
+    table = Table(lines, "Mini-batches", "box", "symmetry", "particles", "radius", "read", "E-step", "M-step", "update",
+                  "in all (s)")  # fmt: skip
+    for box in boxes:
+        for symmetry in ("C6", "C1"):
+            for size in batches:
+                made_up = MadeUp(box, 512 / box, 2000)
+                settings = vk.Settings(**TUTORIAL | {"symmetry": symmetry}, batch_initial=size, batch_final=size)
+                reports = run(made_up, settings, backend, steps)
+                last = reports[len(reports) // 2 :]
+                parts = [float(np.median([r.timings[k] for r in last])) for k in ("read", "E-step", "M-step", "update")]
+                table.row(box, symmetry, size, last[-1].radius, *parts, float(np.median([r.seconds for r in last])))
+
+
+def run(particles, settings: vk.Settings, backend: Backend, steps: int) -> list:
+    """Reports of the first mini-batches of a job."""
+    state, reports = initial_state(particles, settings, backend), []
+    for _ in range(steps):
+        state, report = advance(state, settings, particles, backend)
+        reports.append(report)
+    return reports
+
+
+def scaling(lines: list[str], backend: Backend, rows: Iterable[int], size: int, steps: int) -> None:
+    """Mini-batches of the same size from sets of different sizes."""
+    table = Table(lines, "Particles in the set", "rows", f"mini-batch of {size} (s, median)", "of the smallest set's")
+    first = None
+    for n in rows:
+        settings = vk.Settings(**TUTORIAL, batch_initial=size, batch_final=size)
+        reports = run(MadeUp(64, 8.0, n), settings, backend, steps)
+        seconds = float(np.median([report.seconds for report in reports[2:]]))
+        first = first or seconds
+        table.row(n, seconds, f"{seconds / first:.2f}")
+
+
+def reading(lines: list[str]) -> None:
+    """From disc to half-balls, on all cores."""
+    table = Table(lines, "Reading and conversion, on the CPU", "what", "particles", "ms per particle", "cores")
+    for kind in ("stacks2d", "volumes3d"):
+        job = vk.Session(DATA / kind / "optimisation_set.star", vk.Settings(**TUTORIAL))
+        index = np.arange(len(job.particles))
+        job._source.fetch(index[:4], 16)
+        job.free()
+        began = time.perf_counter()
+        job._source.fetch(index, 16)
+        table.row(kind, len(index), 1e3 * (time.perf_counter() - began) / len(index), available_cores())
+
+
+def whole_job(lines: list[str], device: str, rows: int, distinct: int, box: int, steps: int) -> None:
+    """The tutorial's job at its scale, from files on a local disc; fp32 and TF32."""
+    title = f"The tutorial's job: {rows} particles as 2D stacks (41 tilts, box {box}, 8 Å), {steps} mini-batches"
+    table = Table(lines, title, "arithmetic", "in all (s)", "mini-batch, median (s)", "largest (s)", "mini-batches over 0.3 s",
+                  "resolution (Å)", "Pmax")  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        made = simulate(name, particles=distinct, volumes=0, box=box, pixel_size=8.0, tilts=41, tomograms=2)
+        star = Path(made["stacks2d"]).with_name("particles.star")
+        blocks = read_star(star)
+        table_of = blocks["particles"]
+        many = table_of.iloc[np.arange(rows) % len(table_of)].reset_index(drop=True)
+        many["rlnTomoParticleName"] = [f"{t}/{i + 1}" for i, t in enumerate(many["rlnTomoName"])]
+        many_star = star.with_name("many.star")
+        write_star(many_star, blocks | {"particles": many})
+        for tf32 in (False, True):
+            settings = vk.Settings(**TUTORIAL, mini_batches=steps, device=device, tf32=tf32)
+            began = time.perf_counter()
+            job = vk.Session(settings=settings, particles=many_star, tomograms=made["tomograms"])
+            job.run()
+            seconds = [report.seconds for report in job.reports()]
+            table.row("TF32" if tf32 else "fp32", time.perf_counter() - began, float(np.median(seconds)), max(seconds),
+                      sum(s > 0.3 for s in seconds), job.report.resolution, job.report.pmax)  # fmt: skip
+            job.free()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all of it runs")
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--distinct", type=int, default=400)
+    options = parser.parse_args()
+    backend = get_backend(options.device)
+    device, quick, lines = backend.devices[0], options.quick, []
+    print(f"{device.name}: {device.description}; {available_cores()} CPU cores")
+    good = agreement(lines, options.device)
+    rates = ceilings(lines, device, 256 if quick else 8192)
+    kernels(lines, device, rates, [(16, 6)] if quick else [(40, 12), (64, 16), (64, 24), (96, 32)], 2 if quick else 64)
+    mini_batches(lines, backend, [16] if quick else [40, 64, 96], [6] if quick else [200, 1000], 3 if quick else 6)
+    scaling(lines, backend, [20, 40] if quick else [1000, 10_000, 100_000], 6 if quick else 1000, 4 if quick else 7)
+    reading(lines)
+    whole_job(lines, options.device, 40 if quick else options.rows, 20 if quick else options.distinct, 16 if quick else 64,
+              3 if quick else 100)  # fmt: skip
+    if options.out:
+        heading = f"# vdamkit on {device.description}\n\nMade by `python benchmarks/gpu.py`; medians, float32.\n"
+        options.out.write_text("\n".join([heading, *lines, ""]), encoding="utf-8")
+    if not good:
+        sys.exit("the device's results are not the CPU's")
+
+
+if __name__ == "__main__":
+    main()
