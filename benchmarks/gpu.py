@@ -292,7 +292,7 @@ def main() -> None:
     mini_batches(lines, backend, [16] if quick else [40, 64, 96], [6] if quick else [200, 1000], 3 if quick else 6)
     scaling(lines, backend, [20, 40] if quick else [1000, 10_000, 100_000], 6 if quick else 1000, 4 if quick else 7)
     reading(lines)
-    whole_job(lines, options.device, 40 if quick else options.rows, 20 if quick else options.distinct, 16 if quick else 64,
+    whole_job(lines, options.device, 40 if quick else options.rows, 20 if quick else options.distinct, 32 if quick else 64,
               3 if quick else 100)  # fmt: skip
     if options.out:
         heading = f"# vdamkit on {device.description}\n\nMade by `python benchmarks/gpu.py`; medians, float32.\n"

@@ -10,6 +10,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from vdamkit.backend import Backend, available_cores, get_backend
+from vdamkit.backend.device import Device
 from vdamkit.errors import SettingsError
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import EDGE
@@ -162,6 +163,8 @@ def _admitted(particles: ParticleSet, settings, order: int) -> int:
 
 def _speed(backend: Backend) -> float:
     """Measured flop/s of float32 matrix products of the shape of the E-step, all workers together."""
+    if backend.on_device:
+        return _device_speed(backend.devices[0])
     n = 512
     a = np.ones((n, n), "float32")
     with backend.limits():
@@ -172,6 +175,20 @@ def _speed(backend: Backend) -> float:
             laps += 1
         seconds = time.perf_counter() - began
     return 2.0 * n**3 * laps / seconds * min(backend.threads, available_cores())
+
+
+def _device_speed(device: Device) -> float:
+    """The same of a GPU."""
+    n = 4096
+    with device.active():
+        a = device.put(np.ones((n, n), np.float32))
+        device.matmul(a, a)
+        device.synchronize()
+        began = time.perf_counter()
+        for _ in range(5):
+            device.matmul(a, a)
+        device.synchronize()
+        return 5 * 2.0 * n**3 / (time.perf_counter() - began)
 
 
 def _span(seconds: float) -> str:

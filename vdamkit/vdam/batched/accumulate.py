@@ -30,10 +30,8 @@ def accumulate(
     noise, noise_weight = _own_power(engine, batch, n_optics)
     power = np.zeros((classes, ball.n_shells))
     rows = Rows.of(found.entries, level.grid)
-    used = np.unique(engine.device.get(found.sample_shift)) if len(found.sample_shift) else np.zeros(1, int)
+    used, number = found.entries.shifts_in_use()
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
-    number = np.zeros(used[-1] + 1, np.int32)
-    number[used] = np.arange(len(used))
     sample_shift = engine.put(number, np.int32)[found.sample_shift]
     for piece in rows.pieces(engine.rows_at_once(len(ball))):
         k = int(rows.class_index[piece.start])

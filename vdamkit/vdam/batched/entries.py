@@ -50,6 +50,12 @@ class Entries:
         """The particle of each shift, `(t,)`."""
         return np.repeat(np.arange(self.n_particles), self.width)
 
+    def shifts_in_use(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the shifts that any particle has, ascending; and each shift's place among them."""
+        used = np.zeros(int(self.shift.max(initial=0)) + 1, bool)
+        used[self.shift] = True
+        return np.flatnonzero(used), np.cumsum(used) - 1
+
     def some(self, kept: np.ndarray) -> Entries:
         """Some of the entries, by their numbers; all shifts stay."""
         columns = (column[kept] for column in (self.particle, self.class_index, self.orientation))

@@ -120,11 +120,11 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     projector = engine.projector(level.radius)
     n = len(projector.projector.ball)
     rows = Rows.of(entries, level.grid)
-    used, shift = np.unique(entries.shift, return_inverse=True)
+    used, number = entries.shifts_in_use()
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
     prior = _entry_prior(search, level.grid, entries, batch.centre, rows.orientation, rows.of_entry)
     shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries), engine.real)
-    shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(shift, np.int32)
+    shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(number[entries.shift], np.int32)
     scores = xp.empty(int(entries.out[-1]), engine.real)
     for piece in rows.pieces(engine.rows_at_once(n)):
         mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))

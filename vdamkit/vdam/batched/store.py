@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -101,10 +102,12 @@ class Store:
             with self.device.uploading():
                 self.load(particles, index, current.tolist())
 
-        self._ahead = _READER.submit(fetch)
+        self._ahead = _reader().submit(fetch)
 
 
-_READER = ThreadPoolExecutor(1, thread_name_prefix="vdamkit-ahead")
+@lru_cache(maxsize=1)
+def _reader() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="vdamkit-ahead")
 
 
 def store_for(device: Device, particles: Particles, radius: int, real: np.dtype, at_least: int) -> Store | None:
