@@ -177,7 +177,7 @@ MISTAKES = {
     "not a number": (("{set}", "--iter", "many"), "'many' is not a valid integer"),
     "unknown option": (("{set}", "--tau3", "1"), "--tau3"),
     "unknown choice": (("{set}", "--flatten-solvent", "yes"), "--flatten-solvent is 'yes'"),
-    "several GPUs": (("{set}", "--gpu", "0:1"), "--gpu is '0:1'"),
+    "a GPU by name": (("{set}", "--gpu", "first"), "--gpu is 'first'"),
     "GPU and CPU": (("{set}", "--gpu", "0", "--device", "cpu"), "give only one"),
 }
 

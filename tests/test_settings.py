@@ -139,3 +139,11 @@ def test_every_option_has_flag_and_text():
     text = Settings.help()
     assert "--tau2_fudge" in text
     assert "mask_diameter = 230.0" in text
+
+
+@pytest.mark.parametrize(("given", "device"), [("0", "cuda:0"), ("0,1", "cuda:0,cuda:1"), ("0:1", "cuda:0,cuda:1")])
+def test_gpus_by_relions_flag(given, device):
+    """--gpu as relion_refine takes it: a number, or several."""
+    from vdamkit.cli_options import given_options
+
+    assert given_options({"gpu": given})["device"] == device
