@@ -370,10 +370,12 @@ class Session(Edits):
             listener(stage, fraction)
 
     def _arrive(self) -> int:
-        """Take over the settings of the node that is current now."""
+        """Take over the settings of the node that is current now; what computes stays what it is."""
         if self._history:
             with self._lock:
-                self._pending = self._history.node.settings
+                now = self._pending
+                here = {"device": now.device, "threads": now.threads, "device_memory": now.device_memory}
+                self._pending = self._history.node.settings.replace(**here)
                 self._source = self._source.with_settings(self._pending, self._backend)
             self._tell()
         return self.iteration

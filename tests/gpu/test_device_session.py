@@ -155,6 +155,9 @@ def test_a_lost_device_leaves_a_session_on_the_cpu(stub, few_particles, on_cpu):
     assert report.iteration == 3 and job.settings.device == "cpu"
     assert "cuda:0 does not answer any more" in job.history.note.iloc[2]
     same(job, on_cpu)
+    job.undo()
+    assert job.settings.device == "cpu", "going back does not bring the device back"
+    assert job.step().iteration == 3
 
 
 def test_a_device_that_is_not_there(stub, few_particles):
