@@ -65,7 +65,8 @@ class ParticleSource:
 
         Returns the particles that could be read, their positions in `index`, and a sentence for each of the others.
         """
-        results = self.backend.map(lambda i: self._get(int(i), radius), index)
+        with self.backend.limits():  # also where a thread fetches ahead while nothing computes
+            results = self.backend.map(lambda i: self._get(int(i), radius), index)
         at = np.array([j for j, item in enumerate(results) if not isinstance(item, str)], int)
         n = len(half_ball(radius))
         found = [replace(results[j].crop(n), radius=radius) for j in at]
