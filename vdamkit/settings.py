@@ -75,7 +75,7 @@ class Settings:
         "GiB of memory for particles that stay loaded. What does not fit is read again at each visit, so pre-reading "
         "everything means a large enough number.", group="compute", low=0)  # fmt: skip
     device_memory: float | None = _option(
-        None, "--free_gpu_memory", "GiB that a mini-batch may take on each GPU; None: 85 % of what is free. Where it proves "
+        None, "--free_gpu_memory", "GiB that a session may take on each GPU; None: 85 % of what is free. Where it proves "
         "too much, the work is done in halves.", group="compute", low=0.01)  # fmt: skip
     tf32: bool = _option(
         False, "(none)", "On a GPU, let tensor cores compute the coarse scores, their factors rounded to 10 bits: several "

@@ -126,7 +126,7 @@ def test_memory_that_is_never_enough(stub, few_particles):
 
 
 def test_a_planned_limit_is_kept(stub, few_particles):
-    """`device_memory` bounds what the pieces are planned for, without an error on the way."""
+    """`device_memory` bounds what is planned for, the particles that stay there included, without an error on the way."""
     device = CudaDevice(0, memory=3_000_000)
     assert device.room == 3_000_000
     device.halve()
@@ -134,6 +134,10 @@ def test_a_planned_limit_is_kept(stub, few_particles):
     job = session(few_particles, device_memory=0.02)
     job.run(1)
     assert job.report.notes == ()
+    (device,) = job._backend.devices
+    assert 0 < device.kept < 0.02 * 2**30 and device.room == int(0.02 * 2**30) - device.kept
+    job.free()
+    assert device.kept == 0
 
 
 def test_free_gives_the_memory_back(stub, few_particles):

@@ -54,6 +54,7 @@ class CudaDevice(Device):
         self.memory = memory
         self.tables = {}
         self.halvings = 0
+        self.kept = 0
 
     @property
     def description(self) -> str:
@@ -105,6 +106,8 @@ class CudaDevice(Device):
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """The device for this thread, CuPy's and cuBLAS's errors in our words; a device without memory can go on, a lost one
+        cannot."""
         cuda = self.xp.cuda
         try:
             with self._device:

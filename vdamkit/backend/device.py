@@ -28,7 +28,7 @@ class Device:
 
     Parameters
     ----------
-    memory: bytes that one mini-batch may take; None: what is free.
+    memory: bytes that a session may take; None: what is free.
     """
 
     name = "host"
@@ -41,6 +41,7 @@ class Device:
         self.memory = memory
         self.tables: dict = {}  # what stays on the device from mini-batch to mini-batch, by whoever made it
         self.halvings = 0
+        self.kept = 0
 
     @property
     def description(self) -> str:
@@ -69,9 +70,11 @@ class Device:
 
     @property
     def room(self) -> int:
-        """Bytes for which a mini-batch plans: what is free, or the set limit; halved each time it proved too much."""
+        """Bytes for which a mini-batch plans: what is free, or what the set limit leaves beside the particles that stay here;
+        halved each time it proved too much."""
         free = int(SHARE_OF_FREE * self.free_bytes())
-        return max(1, min(free, self.memory or free) >> self.halvings)
+        allowed = free if self.memory is None else self.memory - self.kept
+        return max(1, min(free, allowed) >> self.halvings)
 
     def halve(self) -> None:
         """Plan for half as much from now on, and give back what is pooled."""
@@ -95,6 +98,7 @@ class Device:
     def release(self) -> None:
         """Give back all memory that is not in use; tables are made again when needed."""
         self.tables.clear()
+        self.kept = 0
 
 
 def round_to_tf32(values: np.ndarray) -> np.ndarray:

@@ -118,10 +118,12 @@ def store_for(device: Device, particles: Particles, radius: int, real: np.dtype,
         return kept[1]
     device.tables.pop(key, None)
     del kept
+    device.kept = 0
     wide = min(particles.box // 2, radius + MARGIN)
     capacity = min(len(particles), int(SHARE * device.room) // Store.bytes_per_particle(wide, real))
     if capacity < at_least:
         return None
     store = Store(device, wide, real, capacity)
     device.tables[key] = (particles.identity, store)
+    device.kept = capacity * Store.bytes_per_particle(wide, real)
     return store

@@ -42,6 +42,7 @@ def visit(
     ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
 
     def task(engine: Engine, chunk: np.ndarray) -> tuple[Sums, Found]:
+        """Read, search and sum one chunk on one device."""
         part = progress.part(len(chunk))
         laps = [time.perf_counter()]
         part("read", 0.0)(0.0)
@@ -75,6 +76,7 @@ def find_poses(
     bad: dict[int, str] = {}
 
     def task(engine: Engine, chunk: np.ndarray) -> Found:
+        """Read and search one chunk on one device."""
         batch, complaints = make_batch(engine, state, particles, chunk)
         bad.update(complaints)
         return poses_of(search, batch, run_search(engine, batch, None, lambda fraction: None), particles.pixel_size)
