@@ -8,7 +8,7 @@ of all its axes are added.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -16,13 +16,13 @@ from functools import lru_cache
 import healpix
 import numpy as np
 import scipy.fft
-from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from vdamkit.backend import get_backend
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
+from vdamkit.imaging.projector import get_projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.point_groups import operators, parse_symmetry
 
@@ -121,28 +121,46 @@ class TurnedCopies:
         n = volume.shape[0]
         small = min(n, 2 * int(np.ceil(SMALL_BOX * band / 2)))
         self.px = n / small
-        small_map = shrunk(weighted_shells(volume, equal_shells(n, band), radius=radius), small)
-        self.map = (small_map / np.sqrt((small_map**2).sum())).astype(np.float32)
+        self.map = shrunk(weighted_shells(volume, equal_shells(n, band), radius=radius), small).astype(np.float32)
         self.mask = soft_sphere(small, radius / self.px, edge=0.06 * small)
-        self._transform = scipy.fft.rfftn(self.map)
-        grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
-        self._inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
-        self._points = grid[:, self._inside]
+        self._projector = get_projector(small, band + 1, "float32")
+        self._reference = self._projector.prepare(self.map)
+        self._unturned = self._projector.rotate(self._reference, np.eye(3))
         line = np.rint(np.fft.fftfreq(small) * small)
         self._allowed = line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 <= (REACH * small) ** 2
+        disc, kz = self._projector.disc, np.arange(band + 1)
+        inside = (disc**2).sum(1)[:, None] + kz**2 < (band + 1) ** 2
+        self._weight = (inside * np.where(kz == 0, 0.5, 1)).astype(np.float32)  # of the half-ball, as columns along z
+        shifts = np.argwhere(self._allowed[:, :, 0])
+        self._waves = np.exp(2j * np.pi / small * (shifts @ disc.T)).astype(np.complex64)  # (shifts, columns)
 
     def best(self, turn: np.ndarray) -> tuple[float, np.ndarray]:
         """Correlation with the copy turned by `turn` (3, 3) at its best shift, and that shift (3,) xyz in px of the map."""
-        small = len(self.map)
-        turned = np.zeros(small**3, np.float32)
-        places = turn.T @ self._points + small // 2
-        turned[self._inside] = map_coordinates(self.map, places[::-1], order=1)
+        small, ball = len(self.map), self._projector.ball
+        turned = self._projector.rotate(self._reference, turn)
+        product = np.zeros((small, small, small // 2 + 1), np.complex64)  # axes x, y, z
+        product[ball.k[:, 0], ball.k[:, 1], ball.k[:, 2]] = self._unturned * turned.conj()
         # Σ_x map(x) turned(x - t) for every t
-        product = scipy.fft.rfftn(turned.reshape(self.map.shape)).conj() * self._transform
-        value = np.where(self._allowed, scipy.fft.irfftn(product, self.map.shape), -np.inf)
+        value = np.where(self._allowed, scipy.fft.irfftn(product, self.map.shape, norm="forward"), -np.inf)
         place = np.unravel_index(int(value.argmax()), value.shape)
-        shift = np.array([p if p <= small // 2 else p - small for p in place[::-1]], np.float64)
-        return float(value[place] / np.sqrt((turned**2).sum())), shift * self.px
+        shift = np.array([p if p <= small // 2 else p - small for p in place], np.float64)
+        power = [float(ball.weight @ np.abs(values) ** 2) for values in (self._unturned, turned)]
+        return float(value[place] / (2 * np.sqrt(power[0] * power[1]))), shift * self.px
+
+    def about(self, axis: np.ndarray, angles: Sequence[float]) -> list[float]:
+        """Correlation with copies turned by `angles` (degrees) about an axis (3,) xyz, each at its best shift.
+
+        An axis through a point c shifts a copy by (1 - h) c, which is perpendicular to it. So in the axis's frame, where every
+        turn is one of the projector's spins, correlations are summed along z and the shifts have two coordinates.
+        """
+        projector = self._projector
+        slab = projector.tilt(self._reference, *projector.tilt_operators(_from_z(axis).T[None]))
+        columns = [(projector.spin_matrix(angle)[0] @ slab).view(np.complex64) for angle in (0.0, *angles)]
+        first = self._weight * columns[0].conj()
+        sums = np.stack([np.einsum("ck,ck->c", first, turned) for turned in columns], 1)
+        power = [np.einsum("ck,ck->", self._weight, np.abs(turned) ** 2) for turned in columns]
+        best = (self._waves @ sums[:, 1:]).real.max(0)
+        return (best / np.sqrt(power[0] * np.array(power[1:]))).tolist()
 
     def centre(self, turn: np.ndarray, elements: np.ndarray) -> np.ndarray:
         """The point (px from the box centre) about which an arrangement's turns fit best: (1 - h) c = shift, least squares.
@@ -169,11 +187,8 @@ def axis_scores(copies: TurnedCopies, folds: Iterable[int], *, quick: bool = Fal
     """
     turns = {fold: [Fraction(k, fold) for k in ([primitive_turn(fold)] if quick else turns_of(fold))] for fold in folds}
     parts = sorted({part for several in turns.values() for part in several})  # a half turn serves 2, 4 and 6 alike
-
-    def score(direction: np.ndarray) -> list[float]:
-        return [copies.best(Rotation.from_rotvec(2 * np.pi * float(p) * direction).as_matrix())[0] for p in parts]
-
-    table = np.array(get_backend().map(score, axis_grid(), at_once=8))
+    angles = [360 * float(part) for part in parts]
+    table = np.array(get_backend().map(lambda axis: copies.about(axis, angles), axis_grid(), at_once=8))
     return {fold: table[:, [parts.index(part) for part in several]].mean(1) for fold, several in turns.items()}
 
 

@@ -86,11 +86,16 @@ def find_symmetry(
     band = max(4, min(BAND, n // 3 if resolution is None else int(n * pixel_size / resolution)))
     if group == "C1":
         return SymmetryMatch(group, np.eye(3), np.zeros(3), np.ones(n // 2 + 1), 1.0, 2 * pixel_size)
+    with get_backend().limits():
+        return _search(volume, pixel_size, group, radius_px, band)
+
+
+def _search(volume: np.ndarray, pixel_size: float, group: str, radius_px: float, band: int) -> SymmetryMatch:
+    """The best of all arrangements of the group's axes, refined."""
     copies = TurnedCopies(volume, radius_px, band)
     scores = axis_scores(copies, {axis.fold for axis in axes_of(group)})
     elements = elements_for(group)
     judge = Judge(volume, radius_px, elements, band)
-
     coarse = Likeness(copies.map, copies.mask, elements, order=1, points=POINTS[0])
 
     def first(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +127,8 @@ def _last_refinement(
         return rotation, centre * px
 
     some = likeness(elements_for(group), POINTS[1])
-    best = max([*leading, *get_backend().map(lambda pose: at_scale(pose, some.refine), leading)], key=judge)
+    poses = [*leading, *get_backend().map(lambda pose: at_scale(pose, some.refine), leading)]
+    best = poses[int(np.argmax(get_backend().map(judge, poses)))]
     return at_scale(best, likeness(elements_for(group, MORE), POINTS[2]).polish)
 
 

@@ -7,6 +7,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
+from vdamkit.backend import get_backend
 from vdamkit.imaging.fsc import fsc
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.symmetry.axes import axes_of
@@ -63,7 +64,8 @@ class Likeness:
         here = self(*pose(x))
         for _ in range(SWEEPS):
             for i in range(n):
-                low, high = (self(*pose(x + sign * STEP * np.eye(n)[i])) for sign in (-1, 1))
+                both = [pose(x + sign * STEP * np.eye(n)[i]) for sign in (-1, 1)]
+                low, high = get_backend().map(lambda near: self(*near), both)
                 bend = low + high - 2 * here
                 move = -np.sign(low - high) if bend >= 0 else np.clip(0.5 * (low - high) / bend, -1, 1)
                 new = x + STEP * move * np.eye(n)[i]
@@ -82,15 +84,17 @@ class Judge:
         self._mask = soft_sphere(n, radius, edge=0.06 * n)
         chosen = np.unique(np.linspace(0, len(elements) - 1, min(at_most, len(elements))).astype(int))
         self._elements = elements[chosen]
-        self._grid = (np.indices(volume.shape)[::-1].reshape(3, -1) - n // 2).astype(np.float64)
+        self._inside = np.flatnonzero(self._mask)
+        self._points = np.stack(np.unravel_index(self._inside, volume.shape))[::-1].astype(np.float64) - n // 2
 
     def curves(self, pose: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """FSC with each copy, `(m, N//2 + 1)`."""
         rotation, centre = pose
         curves = []
         for turn in rotation.T @ self._elements @ rotation:
-            places = turn @ (self._grid - centre[:, None]) + centre[:, None] + self._volume.shape[0] // 2
-            copy = map_coordinates(self._spline, places[::-1], order=3, prefilter=False).reshape(self._volume.shape)
+            places = turn @ (self._points - centre[:, None]) + centre[:, None] + self._volume.shape[0] // 2
+            copy = np.zeros(self._volume.shape)
+            copy.flat[self._inside] = map_coordinates(self._spline, places[::-1], order=3, prefilter=False)
             curves.append(fsc(copy, self._volume, self._mask))
         return np.array(curves)
 

@@ -151,12 +151,13 @@ def symmetry_scores(
     n = volume.shape[0]
     radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
     finest = min(2 * BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution)))
-    fits = _Fits(volume, radius_px, max(4, min(BAND, finest)))
     groups = [parse_symmetry(group) for group in groups]
-    poses = fits.search(groups)
-    # one scale for all: the shells to which the leading group agrees with itself
-    curves = fits.weakest(poses, max(4, finest))
-    curves, poses, last = fits.refined(curves, poses, max(4, finest))
+    with get_backend().limits():
+        fits = _Fits(volume, radius_px, max(4, min(BAND, finest)))
+        poses = fits.search(groups)
+        # one scale for all: the shells to which the leading group agrees with itself
+        curves = fits.weakest(poses, max(4, finest))
+        curves, poses, last = fits.refined(curves, poses, max(4, finest))
     return _result(curves, poses, last, n, pixel_size)
 
 
