@@ -71,13 +71,15 @@ def _simulation_options(command: Callable) -> Callable:
 @click.command(cls=SectionCommand)
 @click.argument("output", metavar="FOLDER")
 @_simulation_options
-def simulate(output: str, **values: Any) -> None:
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, ...: where the images are made.")
+@click.option("--j", "threads", default=None, type=click.INT, help="Threads; all cores by default.")
+def simulate(output: str, device: str, threads: int | None, **values: Any) -> None:
     """Make virtual tilt series of a known particle in FOLDER and extract the particles as RELION 5 does."""
     from vdamkit.simulate import simulate as make
 
     options = {name: None if value == "none" else value for name, value in values.items() if value is not None}
     try:
-        paths = make(output, **options)
+        paths = make(output, device=device, threads=threads, **options)
     except SettingsError as error:
         raise _in_flags(error) from None
     for name, path in paths.items():

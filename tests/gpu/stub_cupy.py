@@ -19,6 +19,7 @@ from typing import Any
 import cuda_on_cpu
 import numpy as np
 import scipy.fft
+import scipy.ndimage
 import scipy.sparse
 from stub_array import ABOUT, CUDARuntimeError, Function, Machine, OutOfMemoryError, ndarray
 
@@ -351,10 +352,11 @@ def make_stub(n_devices: int = 1, memory: int | None = None) -> ModuleType:
     )
     fft = _module("cupyx.scipy.fft", **functions(scipy.fft, [*FFT, "next_fast_len"]))
     sparse = _module("cupyx.scipy.sparse", csr_matrix=csr_matrix.to(machine))
-    cupyx = _module("cupyx", scipy=_module("cupyx.scipy", fft=fft, sparse=sparse), **PINNED)
+    ndimage = _module("cupyx.scipy.ndimage", **functions(scipy.ndimage, ["map_coordinates"]))
+    cupyx = _module("cupyx", scipy=_module("cupyx.scipy", fft=fft, sparse=sparse, ndimage=ndimage), **PINNED)
     cupyx.scatter_add = cupy.add.at
     shared.modules = [cupy, cupy.linalg, cupy.fft, cupy.random, cupy.cuda, cupy.cuda.runtime, cupy.cuda.memory]
-    shared.modules += [cupy.cuda.compiler, cupyx, cupyx.scipy, fft, sparse]
+    shared.modules += [cupy.cuda.compiler, cupyx, cupyx.scipy, fft, sparse, ndimage]
     cupy.stub_modules = {module.__name__: module for module in shared.modules}
     return cupy
 

@@ -137,6 +137,25 @@ def test_invalid_input_turns_red_and_nothing_is_lost(job, name, part, bad, good,
     run(scenario())
 
 
+def test_a_typed_number_to_go_stays_until_another_is_due(job):
+    async def scenario():
+        panel = job.panel()
+        await idle(panel)
+        assert panel.face.to_go.value == 6
+        panel.face.to_go.value = 2
+        knob(panel, "T").parts[0].value = 2.0
+        await until(lambda: job.settings.T == 2)
+        await idle(panel)
+        assert panel.face.to_go.value == 2
+        panel.face.buttons["run"].click()
+        await until(lambda: job.iteration == 2)
+        await idle(panel)
+        assert panel.face.to_go.value == 4
+        panel.close()
+
+    run(scenario())
+
+
 def test_options_change_while_it_runs(job):
     async def scenario():
         panel = job.panel()

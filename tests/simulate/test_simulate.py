@@ -253,7 +253,7 @@ def test_volumes_made_from_relions_stacks_are_relions_volumes():
     stack = stacks[same].iloc[0]
     visible = parse_vector(stack["rlnTomoVisibleFrames"]) > 0
     _, depths = series.project(row[COORDINATE].to_numpy(float)[None])
-    transfer = np.concatenate([series.transfer(t, depths[t], big_box) for t in np.flatnonzero(visible)])
+    transfer = series.transfer(np.flatnonzero(visible), depths[visible, 0], big_box)
     particle = Extracted(
         images=np.pad(load(REFERENCE / stack["rlnImageName"]), ((0, 0), (28, 28), (28, 28))),
         transfer=transfer,

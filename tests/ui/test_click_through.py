@@ -160,6 +160,7 @@ def test_the_first_notebook_clicked_through(opened, tmp_path):
     set_number(notebook, ".vk-to-go", 1000)
     notebook.page.click(".vk-run")
     notebook.wait_text(".vk-status", "running")
+    assert kernel.ask("panel.controller.left") > 900, "the number typed did not count"
     assert statistics.median(kernel.seconds() for _ in range(9)) <= SOON
     change_while_running(notebook, kernel)
     pause_and_stop(notebook, kernel)

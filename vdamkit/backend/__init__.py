@@ -33,6 +33,11 @@ class Backend:
         """Whether the E- and M-step are a device's."""
         return bool(self.devices)
 
+    @property
+    def device(self) -> Device:
+        """The first device, or the machine's own memory."""
+        return self.devices[0] if self.devices else Device()
+
     def map(self, function: Callable, items: Iterable, *, at_once: int = 1) -> list:
         """``[function(item) for item in items]``, on the worker threads where there are several.
 

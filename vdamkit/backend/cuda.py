@@ -61,6 +61,12 @@ class CudaDevice(Device):
         name = self.xp.cuda.runtime.getDeviceProperties(self._device.id)["name"]
         return name.decode() if isinstance(name, bytes) else str(name)
 
+    @property
+    def ndimage(self) -> Any:
+        from cupyx.scipy import ndimage
+
+        return ndimage
+
     def put(self, array: np.ndarray) -> Any:
         return self.xp.asarray(np.ascontiguousarray(array))
 

@@ -48,6 +48,13 @@ class Device:
         """What it is, for a person."""
         return "this machine's memory, with NumPy"
 
+    @property
+    def ndimage(self) -> Any:
+        """`scipy.ndimage`, or what stands for it on the device."""
+        from scipy import ndimage
+
+        return ndimage
+
     def put(self, array: np.ndarray) -> Any:
         """A copy on the device."""
         return np.array(array)

@@ -1,4 +1,7 @@
-"""Contrast transfer function and dose envelope of one tilt image, as RELION computes them."""
+"""Contrast transfer function and dose envelope of one tilt image, as RELION computes them.
+
+Arrays may be a device's (CuPy's): NumPy's functions then hand them on.
+"""
 
 from __future__ import annotations
 
@@ -70,5 +73,5 @@ def dose_envelope(frequency: np.ndarray, dose: float | np.ndarray, *, b_factor_p
     if b_factor_per_dose > 0:
         return np.exp(-0.25 * b_factor_per_dose * dose * frequency**2)
     with np.errstate(divide="ignore"):
-        critical = 0.245 * np.asarray(frequency, np.float64) ** -1.665 + 2.81
+        critical = 0.245 * np.power(frequency, -1.665) + 2.81
     return np.exp(-0.5 * dose / critical)

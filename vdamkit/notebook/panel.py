@@ -48,6 +48,7 @@ class Panel:
         truth_map = Truth(truth, session.pixel_size, session.particles.box)
         self.pages = all_pages(session, truth_map, lambda: self._paint(at_once=True))
         self._late: dict[Knob, Callable[[], None]] = {}
+        self._offered = 0  # mini-batches to go, as last put into the field
         self._closed = False
         self.face = Face(
             self.press, lambda: self._paint(at_once=True), self.knobs, self.pages,
@@ -206,6 +207,9 @@ class Panel:
     def _refresh_status(self) -> None:
         c, session, face = self.controller, self.session, self.face
         status, report = c.status, session.report
+        left = max(1, session.settings.mini_batches - session.iteration)
+        if status == "idle" and left != self._offered:  # a number that somebody has typed stays until another is due
+            self._offered = face.to_go.value = left
         found = "" if report is None else f" · {report.resolution:.1f} Å · Pmax {report.pmax:.2f}"
         face.status.value = (
             f'<b style="color:{COLOURS[status]}">{status}</b> · mini-batch <b>{session.iteration}</b> of '
@@ -224,8 +228,6 @@ class Panel:
         b["pause"].description, b["pause"].icon = ("Pause", "pause") if status in ("idle", "running") else ("Go on", "play")
         b["undo"].disabled = status == "running" or session.iteration == 0
         b["redo"].disabled = status == "running" or not session._history.can_redo
-        if not busy:
-            face.to_go.value = max(1, session.settings.mini_batches - session.iteration)
 
     def _refresh_history(self) -> None:
         history, face = self.session._history, self.face

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from vdamkit.simulate.tilt_series import TiltSeries, shift_phases
+from vdamkit.backend.device import Device
+from vdamkit.simulate.tilt_series import HOST, TiltSeries, shift_phases
 
 SOFT_EDGE = 5  # px, of the circular window; RELION subtomo.cpp:processTomograms, extraction.cpp:cropCircle
 DOSE_CUTOFF = 0.01  # RELION subtomo.cpp, --cutoff_fract
@@ -14,12 +16,16 @@ DOSE_CUTOFF = 0.01  # RELION subtomo.cpp, --cutoff_fract
 
 @dataclass(frozen=True)
 class Extracted:
-    """One particle's images, still in the bigger box in which RELION multiplies with the CTF."""
+    """One particle's images, still in the bigger box in which RELION multiplies with the CTF; the first two on a device."""
 
-    images: np.ndarray  # (n_visible, big_box, big_box) float32, yx, particle at big_box // 2, density positive
-    transfer: np.ndarray  # (n_visible, big_box, big_box // 2 + 1) CTF times dose envelope, rfft2 layout
+    images: Any  # (n_visible, big_box, big_box) float32, yx, particle at big_box // 2, density positive
+    transfer: Any  # (n_visible, big_box, big_box // 2 + 1) CTF times dose envelope, rfft2 layout
     rotations: np.ndarray  # (n_visible, 3, 3) x_image = rotation @ x_subtomogram
     visible: np.ndarray  # (n_tilts,) bool
+
+    def on_host(self, device: Device) -> Extracted:
+        """The same in the machine's memory."""
+        return replace(self, images=device.get(self.images), transfer=device.get(self.transfer))
 
 
 def visible_tilts(series: TiltSeries, points: np.ndarray, box: int) -> np.ndarray:
@@ -33,30 +39,32 @@ def visible_tilts(series: TiltSeries, points: np.ndarray, box: int) -> np.ndarra
     return np.all((positions > low) & (positions < high), axis=-1)
 
 
-def _circular_window(images: np.ndarray, radius: float) -> np.ndarray:
+def _circular_window(images: Any, radius: float, device: Device) -> Any:
     """Images minus their mean outside the circle of `radius` px, times a window falling to 0 at `radius`."""
     box = images.shape[-1]
     axis = np.arange(box) - box // 2
     r = np.hypot(axis[:, None], axis)
-    background = images[:, r > radius].mean(axis=1)
+    outside = device.put(np.flatnonzero(r > radius))
+    background = images.reshape(len(images), -1).take(outside, axis=1).mean(axis=1)
     window = 0.5 - 0.5 * np.cos(np.pi * np.clip((radius - r) / SOFT_EDGE, 0, 1))
-    return (images - background[:, None, None]) * window
+    return (images - background[:, None, None]) * device.put(window)
 
 
 def extract(
     series: TiltSeries,
-    images: np.ndarray,
+    images: Any,
     coordinate: np.ndarray,
     frame: np.ndarray,
     *,
     box: int,
     big_box: int,
+    device: Device = HOST,
 ) -> Extracted:
     """Cut one particle out of the tilt images, multiply with CTF and dose weight, window.
 
     Parameters
     ----------
-    images: `(n_tilts, size_y, size_x)`. coordinate: `(3,)` Å from the tomogram centre, as picked.
+    images: `(n_tilts, size_y, size_x)` on the device. coordinate: `(3,)` Å from the tomogram centre, as picked.
     frame: `(3, 3)` A_subtomogram. box: px, of the written images. big_box: px, of the working images.
 
     Notes
@@ -71,21 +79,21 @@ def extract(
     steps = np.arange(big_box) - big_box // 2
     chosen = np.flatnonzero(visible)
     corners = np.round(positions[chosen, 0]).astype(int)
-    columns = np.clip(corners[:, :1] + steps, 0, width - 1)
-    rows = np.clip(corners[:, 1:] + steps, 0, height - 1)
-    cropped = images[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-    transfer = np.concatenate([series.transfer(t, depths[t], big_box) for t in chosen])
-    spectra = np.fft.rfft2(cropped) * shift_phases(corners - positions[chosen, 0], big_box) * -transfer
-    multiplied = np.fft.irfft2(spectra, s=(big_box, big_box))
+    columns = device.put(np.clip(corners[:, :1] + steps, 0, width - 1))
+    rows = device.put(np.clip(corners[:, 1:] + steps, 0, height - 1))
+    cropped = images[device.put(chosen)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    transfer = series.transfer(chosen, depths[chosen, 0], big_box, device)
+    spectra = device.xp.fft.rfft2(cropped) * shift_phases(corners - positions[chosen, 0], big_box, device) * -transfer
+    multiplied = device.xp.fft.irfft2(spectra, s=(big_box, big_box))
     return Extracted(
-        images=_circular_window(multiplied, box / 2).astype(np.float32),
+        images=_circular_window(multiplied, box / 2, device).astype(np.float32),
         transfer=transfer,
         rotations=series.rotations[chosen] @ frame,
         visible=visible,
     )
 
 
-def unpad(array: np.ndarray, box: int, dimensions: int) -> np.ndarray:
+def unpad(array: Any, box: int, dimensions: int) -> Any:
     """The middle `box` pixels of the last `dimensions` axes; index N // 2 stays the centre."""
     start = array.shape[-1] // 2 - box // 2
     return array[(..., *[slice(start, start + box)] * dimensions)]
@@ -134,7 +142,7 @@ def _full_plane(half_planes: np.ndarray) -> np.ndarray:
 
 
 def backproject(particle: Extracted, dose_weights: np.ndarray, *, box: int) -> tuple[np.ndarray, np.ndarray]:
-    """A 3D pseudo-subtomogram and its weights.
+    """A 3D pseudo-subtomogram and its weights, from a particle on the host.
 
     Parameters
     ----------

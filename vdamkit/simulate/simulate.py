@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
+from vdamkit.backend import Backend, get_backend
 from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.imaging.ctf import dose_envelope
 from vdamkit.io.star_tables import write_star
-from vdamkit.simulate.extract import backproject, extract, unpad
+from vdamkit.simulate.extract import Extracted, backproject, extract, unpad
 from vdamkit.simulate.models import particle_model
 from vdamkit.simulate.output import (
     optics_table,
@@ -28,12 +31,14 @@ from vdamkit.simulate.tilt_series import TiltSeries, render_tilt_images
 from vdamkit.simulate.truth import average_neighbourhood
 
 
-def simulate(output: str | Path, **options) -> dict[str, Path]:
+def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = None, **options) -> dict[str, Path]:
     """Make virtual tilt series of a known particle and extract the particles as RELION 5 would.
 
     Parameters
     ----------
     output: folder to write, made if missing; becomes the RELION project folder all paths refer to.
+    device: ``"cpu"`` or ``"cuda:N"``, where images are made and particles cut out; the data are the same to rounding.
+    threads: of this machine; None: all cores.
     options: the fields of :class:`vdamkit.simulate.settings.SimulationSettings`, among them
 
         - ``model="hexamer"``: ``"hexamer"``, ``"asymmetric"`` or the path of any MRC map
@@ -55,13 +60,13 @@ def simulate(output: str | Path, **options) -> dict[str, Path]:
 
     Raises
     ------
-    SettingsError: an option is unknown or has a value that cannot work.
+    SettingsError: an option is unknown or has a value that cannot work, or the device does not answer.
     InputError: the map or the STAR file given cannot be used. OutputError: `output` cannot be written.
     """
     known = {field.name for field in fields(SimulationSettings)}
     if unknown := sorted(set(options) - known):
         raise SettingsError(f"simulate: no such option {unknown[0]!r}; known are {', '.join(sorted(known))}.")
-    settings, folder = SimulationSettings(**options), Path(output)
+    settings, folder, backend = SimulationSettings(**options), Path(output), get_backend(device, threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,10 +79,11 @@ def simulate(output: str | Path, **options) -> dict[str, Path]:
     stacks, volumes, truth = [], [], []
     of_volumes = _shares(settings.volumes, [len(scene.picked) for scene in scenes])
     for number, scene in enumerate(scenes):
-        images = _noisy_images(scene, densities, settings, np.random.default_rng(noise_seeds[number]))
-        if settings.write_tilt_images:
-            _write_tilt_images(folder, scene.series, images)
-        stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number])
+        with backend.limits(), backend.device.active():
+            images = _noisy_images(scene, densities, settings, np.random.default_rng(noise_seeds[number]), backend)
+            if settings.write_tilt_images:
+                _write_tilt_images(folder, scene.series, backend.device.get(images))
+            stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number], backend)
         stacks.append(stack_rows)
         volumes.append(volume_rows)
         truth.append(true_table(scene, settings.fold))
@@ -126,52 +132,61 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
 
 
 def _noisy_images(
-    scene: Scene, densities: list[np.ndarray], settings: SimulationSettings, rng: np.random.Generator
-) -> np.ndarray:
-    """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure."""
-    series, sites = scene.series, scene.sites
-    images = np.zeros((len(series.table), *series.size[1::-1]), np.float32)
+    scene: Scene, densities: list[np.ndarray], settings: SimulationSettings, rng: np.random.Generator, backend: Backend
+) -> Any:
+    """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure; on the device."""
+    series, sites, device = scene.series, scene.sites, backend.device
+    images = device.xp.zeros((len(series.table), *series.size[1::-1]), np.float32)
     for kind, density in enumerate(densities, start=1):
         there = sites.of_kind(kind)
-        images += render_tilt_images(series, density, sites.centres[there], sites.rotations[there])
+        images += render_tilt_images(series, density, sites.centres[there], sites.rotations[there], backend)
     if settings.variance_ratio is None:
         return images
     first = int(np.argmin(series.table["rlnMicrographPreExposure"]))
     positions, _ = series.project(scene.coordinates)
-    y, x = np.indices(images.shape[1:])
-    around = np.zeros(images.shape[1:], bool)
-    for px, py in positions[first]:
-        around |= np.hypot(x - px, y - py) < settings.box / 2
-    deviation = np.sqrt(images[first][around].var() / settings.variance_ratio)
-    return images + rng.standard_normal(images.shape, np.float32) * np.float32(deviation)
+    pixels = np.indices(images.shape[1:])[::-1].reshape(2, -1).T
+    around = cKDTree(positions[first]).query(pixels, distance_upper_bound=settings.box / 2)[0] < settings.box / 2
+    deviation = np.sqrt(device.get(images[first]).ravel()[around].var() / settings.variance_ratio)
+    return images + device.put(rng.standard_normal(images.shape, np.float32) * np.float32(deviation))
 
 
 def _extract_all(
-    folder: Path, scene: Scene, images: np.ndarray, settings: SimulationSettings, n_volumes: int
+    folder: Path, scene: Scene, images: Any, settings: SimulationSettings, n_volumes: int, backend: Backend
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write one tomogram's stacks and volumes; rows of both particle tables."""
-    series, box, visible, names, volume_names = scene.series, settings.box, [], [], []
-    big_box = 2 * box
-    frequency = np.hypot(np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size))
-    for number, (coordinate, frame) in enumerate(zip(scene.coordinates, scene.frames, strict=True), start=1):
-        particle = extract(series, images, coordinate, frame, box=box, big_box=big_box)
-        visible.append(particle.visible)
-        stem = f"Subtomograms/{series.name}/{number}"
-        names.append(f"stacks2d/{stem}_stack2d.mrcs")
-        write_map(folder / names[-1], unpad(particle.images, box, 2), series.pixel_size, stack=True, half=True)
-        if number > n_volumes:
-            continue
-        doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible]
-        dose_weights = np.stack([dose_envelope(frequency, dose) for dose in doses])
-        data, weights = backproject(particle, dose_weights, box=box)
-        volume_names.append((f"volumes3d/{stem}_data.mrc", f"volumes3d/{stem}_weights.mrc"))
-        write_map(folder / volume_names[-1][0], data, series.pixel_size, half=True)
-        write_map(folder / volume_names[-1][1], weights, 1 / series.pixel_size, half=True)
+    series, box, device = scene.series, settings.box, backend.device
+
+    def one(number: int) -> tuple[np.ndarray, str]:
+        with device.active():
+            particle = extract(
+                series, images, scene.coordinates[number], scene.frames[number], box=box, big_box=2 * box, device=device
+            )
+            stem = f"Subtomograms/{series.name}/{number + 1}"
+            name = f"stacks2d/{stem}_stack2d.mrcs"
+            write_map(folder / name, device.get(unpad(particle.images, box, 2)), series.pixel_size, stack=True, half=True)
+            if number < n_volumes:
+                _write_volume(folder / f"volumes3d/{stem}", series, particle.on_host(device), box)
+        return particle.visible, name
+
+    visible, names = zip(*backend.map(one, range(len(scene.coordinates))), strict=True)
     table = picked_table(scene, np.array(visible))
     stacks = table.assign(rlnImageName=names)
-    volumes = table.drop(columns="rlnTomoVisibleFrames").iloc[: len(volume_names)]
-    image_names, weight_names = zip(*volume_names, strict=True) if volume_names else ((), ())
-    return stacks, volumes.assign(rlnImageName=list(image_names), rlnCtfImage=list(weight_names))
+    stems = [name.replace("stacks2d/", "volumes3d/").removesuffix("_stack2d.mrcs") for name in names[:n_volumes]]
+    volumes = table.drop(columns="rlnTomoVisibleFrames").iloc[:n_volumes]
+    volumes = volumes.assign(
+        rlnImageName=[f"{stem}_data.mrc" for stem in stems], rlnCtfImage=[f"{stem}_weights.mrc" for stem in stems]
+    )
+    return stacks, volumes
+
+
+def _write_volume(stem: Path, series: TiltSeries, particle: Extracted, box: int) -> None:
+    """A 3D pseudo-subtomogram and its weights, as `STEM_data.mrc` and `STEM_weights.mrc`."""
+    big_box = 2 * box
+    frequency = np.hypot(np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size))
+    doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible]
+    data, weights = backproject(particle, dose_envelope(frequency, doses[:, None, None]), box=box)
+    write_map(stem.with_name(f"{stem.name}_data.mrc"), data, series.pixel_size, half=True)
+    write_map(stem.with_name(f"{stem.name}_weights.mrc"), weights, 1 / series.pixel_size, half=True)
 
 
 def _write_tilt_images(folder: Path, series: TiltSeries, images: np.ndarray) -> None:

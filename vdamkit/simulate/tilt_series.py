@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import ndimage
 
+from vdamkit.backend import Backend
+from vdamkit.backend.device import Device
 from vdamkit.errors import InputError
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.io.star_tables import as_table, find_block, read_star, require_columns, resolve_path
 from vdamkit.io.tilt_geometry import projection_rotation
+
+HOST = Device()
+PATCHES = 256  # particles of one tilt image that are made at a time, about
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class TiltSeries:
     amplitude_contrast: float = 0.1
     hand: float = -1.0  # rlnTomoHand
 
-    @property
+    @cached_property
     def rotations(self) -> np.ndarray:
         """`(n_tilts, 3, 3)`, x_image = R @ x_tomogram (RELION tomogram.cpp:setProjectionMatrix)."""
         return projection_rotation(*(self.table[f"rlnTomo{a}"].to_numpy() for a in ("XTilt", "YTilt", "ZRot")))
@@ -52,37 +58,43 @@ class TiltSeries:
         shifts = self.table[["rlnTomoXShiftAngst", "rlnTomoYShiftAngst"]].to_numpy() / self.pixel_size
         return rotated[..., :2] + size[:2] // 2 + shifts[:, None], rotated[..., 2] * self.pixel_size
 
-    def transfer(self, tilt: int, depths: np.ndarray, box: int) -> np.ndarray:
-        """CTF times dose envelope of one tilt at the depths of several particles.
+    def transfer(self, tilts: np.ndarray, depths: np.ndarray, box: int, device: Device = HOST) -> Any:
+        """CTF times dose envelope of several images of particles.
 
         The defocus of a particle is that of the image plus ``hand * depth``
         (RELION tomogram.cpp:getCtf, getDepthOffset).
 
         Parameters
         ----------
-        tilt: row of `table`. depths: `(n,)` Å. box: px.
+        tilts: `(n,)` rows of `table`, or `(1,)` for all. depths: `(n,)` Å. box: px. device: where the result is made.
 
         Returns
         -------
         `(n, box, box // 2 + 1)` float64, rfft2 layout (y, x). Sign as in :func:`vdamkit.imaging.ctf.ctf`:
         positive at low frequency for an underfocused image, so protein is dark in ``-transfer * projection``.
         """
-        row = self.table.iloc[tilt]
-        fy, fx = np.meshgrid(np.fft.fftfreq(box, self.pixel_size), np.fft.rfftfreq(box, self.pixel_size), indexing="ij")
-        offset = self.hand * np.asarray(depths)[:, None, None]
+        rows = self.table.iloc[tilts]
+
+        def column(name: str, default: float = 0.0) -> Any:
+            values = rows[name].to_numpy(np.float64) if name in rows else np.full(len(rows), default)
+            return device.put(values[:, None, None])
+
+        frequencies = np.meshgrid(np.fft.fftfreq(box, self.pixel_size), np.fft.rfftfreq(box, self.pixel_size), indexing="ij")
+        fy, fx = (device.put(f) for f in frequencies)
+        offset = device.put(self.hand * np.asarray(depths)[:, None, None])
         value = ctf(
             fx,
             fy,
-            defocus_u=row["rlnDefocusU"] + offset,
-            defocus_v=row["rlnDefocusV"] + offset,
-            defocus_angle=row["rlnDefocusAngle"],
+            defocus_u=column("rlnDefocusU") + offset,
+            defocus_v=column("rlnDefocusV") + offset,
+            defocus_angle=column("rlnDefocusAngle"),
             voltage_kv=self.voltage_kv,
             cs_mm=self.cs_mm,
             amplitude_contrast=self.amplitude_contrast,
-            phase_shift=row.get("rlnPhaseShift", 0.0),
-            scale=row.get("rlnCtfScalefactor", 1.0),
+            phase_shift=column("rlnPhaseShift"),
+            scale=column("rlnCtfScalefactor", 1.0),
         )
-        return value * dose_envelope(np.hypot(fx, fy), row["rlnMicrographPreExposure"])
+        return value * dose_envelope(np.hypot(fx, fy), column("rlnMicrographPreExposure"))
 
 
 def dose_symmetric_order(tilts: int) -> np.ndarray:
@@ -192,17 +204,20 @@ class CentralSlices:
     slices are read with trilinear interpolation.
     """
 
-    def __init__(self, density: np.ndarray):
-        """`density`: `(box, box, box)` zyx, particle at index ``box // 2``; `box` even."""
-        self.box = density.shape[0]
+    def __init__(self, density: np.ndarray, device: Device = HOST):
+        """`density`: `(box, box, box)` zyx, particle at index ``box // 2``; `box` even. device: where slices are made."""
+        self.box, self._device = density.shape[0], device
         padded_box = 2 * self.box
         axis = np.arange(self.box) - self.box // 2
         window = np.sinc(axis / padded_box) ** 2
         corrected = density / (window[:, None, None] * window[:, None] * window)
         padded = np.pad(corrected, self.box // 2)
-        self._transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(padded)))
+        transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(padded)))
+        self._parts = [device.put(part) for part in (transform.real, transform.imag)]
+        ky, kx = np.meshgrid(np.fft.fftfreq(self.box, 1 / self.box), np.arange(self.box // 2 + 1.0), indexing="ij")
+        self._in_image = device.put(np.stack([kx.ravel(), ky.ravel()]))
 
-    def __call__(self, rotations: np.ndarray) -> np.ndarray:
+    def __call__(self, rotations: np.ndarray) -> Any:
         """Transforms of the projections along the beam.
 
         Parameters
@@ -211,48 +226,59 @@ class CentralSlices:
 
         Returns
         -------
-        `(n, box, box // 2 + 1)` complex128, rfft2 layout (y, x), phases relative to the particle centre.
+        `(n, box, box // 2 + 1)` complex128 on the device, rfft2 layout (y, x), phases relative to the particle centre.
         """
-        ky, kx = np.meshgrid(np.fft.fftfreq(self.box, 1 / self.box), np.arange(self.box // 2 + 1), indexing="ij")
-        in_image = np.stack([kx.ravel(), ky.ravel()])
         # k_reference = rotationᵀ k_image, with k_image = (kx, ky, 0): only its first two rows matter
-        k = (np.swapaxes(rotations[:, :2], 1, 2) @ in_image).reshape(-1, 3, *kx.shape)
-        coordinates = 2 * np.moveaxis(k, 1, 0)[::-1] + self.box
-        real = ndimage.map_coordinates(self._transform.real, coordinates, order=1)
-        return real + 1j * ndimage.map_coordinates(self._transform.imag, coordinates, order=1)
+        k = self._device.put(np.swapaxes(rotations[:, :2], 1, 2)) @ self._in_image
+        coordinates = 2 * k.reshape(len(rotations), 3, self.box, -1).transpose(1, 0, 2, 3)[::-1] + self.box
+        real, imaginary = (self._device.ndimage.map_coordinates(part, coordinates, order=1) for part in self._parts)
+        return real + 1j * imaginary
 
 
-def shift_phases(fractions: np.ndarray, box: int) -> np.ndarray:
-    """Factors `(n, box, box // 2 + 1)` that move images by `fractions` `(n, 2)` px along x and y."""
+def shift_phases(fractions: np.ndarray, box: int, device: Device = HOST) -> Any:
+    """Factors `(n, box, box // 2 + 1)` on the device that move images by `fractions` `(n, 2)` px along x and y."""
     along_x = np.exp(-2j * np.pi * fractions[:, 0, None] * np.arange(box // 2 + 1) / box)
     along_y = np.exp(-2j * np.pi * fractions[:, 1, None] * np.fft.fftfreq(box))
-    return along_y[:, :, None] * along_x[:, None, :]
+    return device.put(along_y)[:, :, None] * device.put(along_x)[:, None, :]
 
 
-def render_tilt_images(series: TiltSeries, density: np.ndarray, centres: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+def render_tilt_images(
+    series: TiltSeries, density: np.ndarray, centres: np.ndarray, rotations: np.ndarray, backend: Backend | None = None
+) -> Any:
     """Noise-free tilt images of particles: protein dark, every particle with its own defocus.
 
     Parameters
     ----------
     density: `(box, box, box)` zyx at the pixel size of the series; `box` must leave room for the CTF's rings.
     centres: `(n, 3)` Å from the tomogram centre. rotations: `(n, 3, 3)`, x_tomogram = rotation @ x_reference.
+    backend: who makes the images; None: this thread.
 
     Returns
     -------
-    `(n_tilts, size_y, size_x)` float32.
+    `(n_tilts, size_y, size_x)` float32 on the back-end's device.
     """
-    slices, box = CentralSlices(density), density.shape[0]
+    backend = backend or Backend()
+    device = backend.device
+    xp, slices, box = device.xp, CentralSlices(density, device), density.shape[0]
     positions, depths = series.project(centres)
     width, height = series.size[:2]
-    images = np.zeros((len(series.table), height + 2 * box, width + 2 * box), np.float32)
-    for tilt, to_image in enumerate(series.rotations):
-        corners = np.round(positions[tilt]).astype(int)
-        inside = np.all((corners > -box // 2) & (corners < np.array([width, height]) + box // 2), axis=1)
-        for chosen in np.array_split(np.flatnonzero(inside), max(1, inside.sum() // 256)):
-            spectra = slices(to_image @ rotations[chosen])
-            spectra *= shift_phases(positions[tilt, chosen] - corners[chosen], box)
-            spectra *= -series.transfer(tilt, depths[tilt, chosen], box)
-            patches = np.fft.fftshift(np.fft.irfft2(spectra, s=(box, box)), axes=(1, 2)).astype(np.float32)
-            for patch, (x, y) in zip(patches, corners[chosen] + box // 2, strict=True):
-                images[tilt, y : y + box, x : x + box] += patch
+    images = xp.zeros((len(series.table), height + 2 * box, width + 2 * box), np.float32)
+    corners = np.round(positions).astype(int)
+    inside = np.all((corners > -box // 2) & (corners < np.array([width, height]) + box // 2), axis=-1)
+
+    def add_some(tilt: int, chosen: np.ndarray) -> None:
+        spectra = slices(series.rotations[tilt] @ rotations[chosen])
+        spectra *= shift_phases(positions[tilt, chosen] - corners[tilt, chosen], box, device)
+        spectra *= -series.transfer([tilt], depths[tilt, chosen], box, device)
+        patches = xp.fft.fftshift(xp.fft.irfft2(spectra, s=(box, box)), axes=(1, 2)).astype(np.float32)
+        for patch, (x, y) in zip(patches, corners[tilt, chosen] + box // 2, strict=True):
+            place = images[tilt, y : y + box, x : x + box]
+            place += patch
+
+    def add_all(tilt: int) -> None:
+        with device.active():
+            for chosen in np.array_split(np.flatnonzero(inside[tilt]), max(1, inside[tilt].sum() // PATCHES)):
+                add_some(tilt, chosen)
+
+    backend.map(add_all, range(len(images)))
     return images[:, box : box + height, box : box + width]

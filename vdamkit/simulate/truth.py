@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from vdamkit.simulate.scene import Scene
 
 NEIGHBOURHOODS = 12  # particles whose surroundings are averaged
+NOTHING = 1e-6  # of the greatest density: what is less does not count
 
 
 def average_neighbourhood(scene: Scene, density: np.ndarray, *, box: int, fold: int) -> np.ndarray:
@@ -23,20 +25,25 @@ def average_neighbourhood(scene: Scene, density: np.ndarray, *, box: int, fold: 
     -------
     `(box, box, box)` float32, zyx.
     """
-    spline = ndimage.spline_filter(density, order=3)
+    spline, reach = ndimage.spline_filter(density, order=3), _reach(density)
     grid = np.indices((box, box, box))[::-1].reshape(3, -1) - box // 2  # xyz
-    reach = (box / 2 + density.shape[0] / 2) * np.sqrt(3)
-    total = np.zeros(box**3)
+    tree, total = cKDTree(grid.T), np.zeros(box**3)
     chosen = scene.picked[:: max(1, len(scene.picked) // NEIGHBOURHOODS)][:NEIGHBOURHOODS]
     for index in chosen:
         to_particle = scene.sites.rotations[index].T
         places = (scene.sites.centres - scene.sites.centres[index]) @ to_particle.T / scene.series.pixel_size
-        for other in np.flatnonzero(np.linalg.norm(places, axis=1) < reach):
+        for other, near in enumerate(tree.query_ball_point(places, reach)):
             turn = (to_particle @ scene.sites.rotations[other]).T
-            points = turn @ (grid - places[other][:, None]) + density.shape[0] // 2
-            total += ndimage.map_coordinates(spline, points[::-1], order=3, prefilter=False)
+            points = turn @ (grid[:, near] - places[other][:, None]) + density.shape[0] // 2
+            total[near] += ndimage.map_coordinates(spline, points[::-1], order=3, prefilter=False)
     average = ndimage.spline_filter(total.reshape(box, box, box), order=3)
     turns = Rotation.from_rotvec([[0, 0, 360 / fold * n] for n in range(fold)], degrees=True).as_matrix()
     points = [(turn @ grid + box // 2)[::-1] for turn in turns]
     symmetric = sum(ndimage.map_coordinates(average, p, order=3, prefilter=False, mode="nearest") for p in points)
     return (symmetric / (fold * len(chosen))).reshape(box, box, box).astype(np.float32)
+
+
+def _reach(density: np.ndarray) -> float:
+    """Distance (px) from its centre to which a density reaches, and two pixels for the interpolation."""
+    far = np.argwhere(np.abs(density) > NOTHING * np.abs(density).max()) - density.shape[0] // 2
+    return float(np.linalg.norm(far, axis=1).max()) + 2
