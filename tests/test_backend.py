@@ -62,3 +62,10 @@ def test_map_keeps_the_order():
     for threads in (1, 2):
         for at_once in (1, 8):
             assert get_backend("cpu", threads).map(lambda i: i * i, items, at_once=at_once) == [i * i for i in items]
+
+
+def test_map_takes_the_largest_first_and_keeps_the_order():
+    begun = []
+    out = get_backend("cpu", 1).map(lambda n: begun.append(n) or n * n, [2, 5, 3, 5], size=lambda n: n)
+    assert out == [4, 25, 9, 25] and begun == [5, 5, 3, 2]
+    assert get_backend("cpu", 2).map(lambda n: n * n, [2, 5, 3, 5], size=lambda n: n) == out

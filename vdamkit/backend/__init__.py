@@ -38,12 +38,17 @@ class Backend:
         """The first device, or the machine's own memory."""
         return self.devices[0] if self.devices else Device()
 
-    def map(self, function: Callable, items: Iterable, *, at_once: int = 1) -> list:
+    def map(self, function: Callable, items: Iterable, *, at_once: int = 1, size: Callable | None = None) -> list:
         """``[function(item) for item in items]``, on the worker threads where there are several.
 
         `at_once`: items that one worker takes at a time; more where an item is a matter of microseconds.
+        `size`: how much work an item is; the largest go first, so that no worker is left with a long last one.
         """
         items = list(items)
+        if size is not None:
+            order = sorted(range(len(items)), key=lambda i: -size(items[i]))
+            done = self.map(function, [items[i] for i in order], at_once=at_once)
+            return [result for _, result in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
         if self.threads == 1 or len(items) <= at_once:
             return [function(item) for item in items]
         parts = [items[first : first + at_once] for first in range(0, len(items), at_once)]

@@ -112,11 +112,11 @@ def accumulate(
             tick(1 / len(jobs))
         return lane.finish()
 
-    lanes: list[Lane] = []
-    for first in range(0, min(n_lanes, len(jobs)), search.backend.threads):  # in rounds, so that a pause acts between them
-        some = range(first, min(first + search.backend.threads, n_lanes, len(jobs)))
-        lanes += search.backend.map(work, some)
-        tick(0.0)
+    def size(number: int) -> int:
+        return sum(len(block.orientations) for key in jobs[number::n_lanes] for _, block in members[key])
+
+    lanes: list[Lane] = search.backend.map(work, range(min(n_lanes, len(jobs))), size=size)
+    tick(0.0)
     noise, noise_weight = _own_power(search, projector, raw, n_optics)
     power = np.zeros((classes, shells))
     for lane in lanes:

@@ -158,12 +158,12 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
         tick(1 / len(members))
         return out
 
-    work = {key: sum(len(mine) * len(shifts[i]) for i, mine in members[key]) for key in members}
-    largest_first = sorted(members, key=lambda key: (-work[key], key))  # so that no worker is left with a long last job
-    scored = dict(zip(largest_first, search.backend.map(score, largest_first), strict=True))
+    def size(key: tuple[int, int]) -> int:
+        return sum(len(mine) * len(shifts[i]) for i, mine in members[key])
+
     blocks: list[list[Block]] = [[] for _ in candidates]
-    for key in sorted(members):
-        for i, block in scored[key]:
+    for scored in search.backend.map(score, sorted(members), size=size):
+        for i, block in scored:
             blocks[i].append(block)
     return search.backend.map(lambda i: _conclude(search, blocks[i], shifts[i], last), range(len(candidates)), at_once=8)
 
