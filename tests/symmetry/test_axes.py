@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from planted import errors, planted
+from scipy.spatial.transform import Rotation
 
 from vdamkit.compare import moved
 from vdamkit.errors import SettingsError
@@ -10,7 +11,7 @@ from vdamkit.imaging.fsc import low_pass
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.sampling.point_groups import generated, operators
 from vdamkit.symmetry import find_symmetry, symmetrised
-from vdamkit.symmetry.axes import axes_of, axis_grid, elements_for, turns_of
+from vdamkit.symmetry.axes import TurnedCopies, axes_of, axis_grid, elements_for, turns_of
 
 BOX = 32
 
@@ -57,6 +58,27 @@ def test_planted_axes_are_found(group):
     angle, centre = errors(group, (match.rotation, match.shift / 2.0), (rotation, shift))
     assert angle < 2 and centre < 0.5
     assert match.correlation > 0.5
+
+
+def test_copies_about_an_axis_are_the_copies_turned_by_its_rotations():
+    """Both searches see the same correlations: at a planted axis high, at another low; a turn by nothing fits perfectly."""
+    volume, rotation, _ = planted("C5", 3, box=48)
+    copies = TurnedCopies(volume, 0.4 * 48, 13)
+    axis, other = rotation[2], rotation[0]
+    for direction, fits in ((axis, True), (other, False)):
+        found = copies.about(direction, [72.0, 144.0])
+        turned = [copies.best(Rotation.from_rotvec(np.radians(a) * direction).as_matrix())[0] for a in (72, 144)]
+        np.testing.assert_allclose(found, turned, atol=0.1)
+        assert (min(found) > 0.6) if fits else (max(found) < 0.6), found
+    np.testing.assert_allclose(copies.about(axis, [360.0]), 1, atol=1e-3)
+    assert copies.best(np.eye(3))[0] == pytest.approx(1, abs=1e-5)
+
+
+def test_detail_beyond_nyquist_is_not_asked_for():
+    volume, *true = planted("C4", 1, box=24, reach=0.35)
+    found = find_symmetry(volume, 1.0, "C4", resolution=1.0)
+    angle, centre = errors("C4", (found.rotation, found.shift), true)
+    assert angle < 3 and centre < 0.5
 
 
 def test_the_smallest_turn_is_taken_and_a_cn_map_is_centred_along_its_axis():

@@ -83,7 +83,7 @@ def find_symmetry(
     volume = checked_map(volume)
     n = volume.shape[0]
     radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
-    band = max(4, min(BAND, n // 3 if resolution is None else int(n * pixel_size / resolution)))
+    band = max(4, min(BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution))))
     if group == "C1":
         return SymmetryMatch(group, np.eye(3), np.zeros(3), np.ones(n // 2 + 1), 1.0, 2 * pixel_size)
     with get_backend().limits():
