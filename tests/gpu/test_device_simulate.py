@@ -34,6 +34,11 @@ def test_a_device_that_is_too_small_is_named(stub, tmp_path):
         simulate(tmp_path, device="cuda", **FEW)
 
 
+def test_several_devices_are_refused(stub, tmp_path):
+    with pytest.raises(SettingsError, match="one GPU"):
+        simulate(tmp_path, device="cuda:0,cuda:1", **FEW)
+
+
 def test_a_device_that_is_not_there_is_named(stub, tmp_path):
     with pytest.raises(SettingsError, match="cuda:7"):
         simulate(tmp_path, device="cuda:7", **FEW)

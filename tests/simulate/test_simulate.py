@@ -236,6 +236,19 @@ def test_wrong_options_are_named(tmp_path, option, value):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("option", "value"), [("threads", 0), ("threads", -1), ("device", "gpu")])
+def test_who_computes_is_checked_first(tmp_path, option, value):
+    with pytest.raises(SettingsError, match=option):
+        simulate(tmp_path / "data", **{option: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tomogram_may_lack_one_of_two_kinds(tmp_path):
+    options = {"poses": "random", "second_model": "asymmetric", "volumes": 0, "tomograms": 2, "tilts": 3, "box": 16}
+    paths = simulate(tmp_path, particles=2, pixel_size=20.0, **options)
+    assert set(read_star(paths["true_poses"])["particles"]["rlnClassNumber"]) <= {1, 2}
+
+
 def test_particles_are_shared_out_evenly():
     assert _shares(7, [9, 9]) == [4, 3]
     assert _shares(7, [1, 9]) == [1, 6]

@@ -64,6 +64,11 @@ def test_protein_is_dark_and_in_its_place():
         assert abs(row - y) <= 1
 
 
+def test_without_a_particle_there_is_nothing_to_see():
+    density = gaussian_density(np.zeros((1, 3)), np.array([25.0]), np.ones(1), box=32, pixel_size=10.0)
+    assert not render_tilt_images(series(tilts=3), density, np.zeros((0, 3)), np.zeros((0, 3, 3))).any()
+
+
 def test_written_series_are_read_back_the_same(tmp_path):
     one = series()
     scene = Scene(one, None, np.arange(0), np.zeros((0, 3)), np.zeros((0, 3, 3)), False)

@@ -14,7 +14,7 @@ from functools import lru_cache
 import threadpoolctl
 from threadpoolctl import threadpool_limits
 
-from vdamkit.backend.device import Device
+from vdamkit.backend.device import HOST, Device
 from vdamkit.errors import SettingsError
 
 
@@ -36,7 +36,7 @@ class Backend:
     @property
     def device(self) -> Device:
         """The first device, or the machine's own memory."""
-        return self.devices[0] if self.devices else Device()
+        return self.devices[0] if self.devices else HOST
 
     def map(self, function: Callable, items: Iterable, *, at_once: int = 1, size: Callable | None = None) -> list:
         """``[function(item) for item in items]``, on the worker threads where there are several.

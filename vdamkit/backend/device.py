@@ -108,6 +108,9 @@ class Device:
         self.kept = 0
 
 
+HOST = Device()
+
+
 def round_to_tf32(values: np.ndarray) -> np.ndarray:
     """float32 rounded to TF32's 10 explicit bits of mantissa (to nearest), as the inputs of a tensor core's product are."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)

@@ -249,7 +249,8 @@ class Projector:
 
     def spin_matrix(self, psi: float) -> tuple[Any, Any]:
         """Sparse operator of the turn by `psi` degrees, and the one of its absolute values; kept for the grids' angles."""
-        if psi not in self._spins:
+        made = self._spins.get(psi)
+        if made is None:
             if len(self._spins) > 1024:
                 self._spins.clear()
             first, wx, wy = self.spin_taps(psi)
@@ -258,10 +259,10 @@ class Projector:
             weights = (wy[:, :, None] * wx[:, None, :]).astype(self.dtype).reshape(len(first), -1)
             columns = columns.reshape(len(first), -1).astype(np.int32)
             absolute = np.abs(weights) / mean_absolute_sum()
-            self._spins[psi] = tuple(
+            made = self._spins[psi] = tuple(
                 csr_rows(columns, values.astype(self.dtype), self.width**2) for values in (weights, absolute)
             )
-        return self._spins[psi]
+        return made
 
     def spin(self, slab: Any, psi: float, out: Any) -> Any:
         """The reference turned by psi on the half-ball; slab `(width², 2 radius)`, result into `out` `(n,)` complex."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.backend.device import Device
-from vdamkit.simulate.tilt_series import HOST, TiltSeries, shift_phases
+from vdamkit.backend.device import HOST, Device
+from vdamkit.simulate.tilt_series import TiltSeries, shift_phases
 
 SOFT_EDGE = 5  # px, of the circular window; RELION subtomo.cpp:processTomograms, extraction.cpp:cropCircle
 DOSE_CUTOFF = 0.01  # RELION subtomo.cpp, --cutoff_fract

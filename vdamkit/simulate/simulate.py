@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from vdamkit.backend import Backend, get_backend
+from vdamkit.backend.device import Device
 from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.imaging.ctf import dose_envelope
 from vdamkit.io.star_tables import write_star
@@ -66,7 +68,7 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
     known = {field.name for field in fields(SimulationSettings)}
     if unknown := sorted(set(options) - known):
         raise SettingsError(f"simulate: no such option {unknown[0]!r}; known are {', '.join(sorted(known))}.")
-    settings, folder, backend = SimulationSettings(**options), Path(output), get_backend(device, threads)
+    settings, folder, backend = SimulationSettings(**options), Path(output), _backend(device, threads)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,12 +84,21 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
         with backend.limits(), backend.device.active():
             images = _noisy_images(scene, densities, settings, np.random.default_rng(noise_seeds[number]), backend)
             if settings.write_tilt_images:
-                _write_tilt_images(folder, scene.series, backend.device.get(images))
+                _write_tilt_images(folder, scene.series, images, backend.device)
             stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number], backend)
         stacks.append(stack_rows)
         volumes.append(volume_rows)
         truth.append(true_table(scene, settings.fold))
     return _write_tables(folder, scenes, settings, densities, stacks, volumes, truth)
+
+
+def _backend(device: str, threads: int | None) -> Backend:
+    if threads is not None and not 1 <= threads <= 1024:
+        raise SettingsError(f"simulate: threads is {threads!r}; give 1 to 1024, or None for all cores.")
+    backend = get_backend(device, threads)
+    if len(backend.devices) > 1:
+        raise SettingsError(f"simulate: device is {device!r}; give one GPU, such as 'cuda:0'.")
+    return backend
 
 
 def _densities(settings: SimulationSettings, pixel_size: float) -> list[np.ndarray]:
@@ -147,7 +158,10 @@ def _noisy_images(
     pixels = np.indices(images.shape[1:])[::-1].reshape(2, -1).T
     around = cKDTree(positions[first]).query(pixels, distance_upper_bound=settings.box / 2)[0] < settings.box / 2
     deviation = np.sqrt(device.get(images[first]).ravel()[around].var() / settings.variance_ratio)
-    return images + device.put(rng.standard_normal(images.shape, np.float32) * np.float32(deviation))
+    noise = rng.standard_normal(images.shape, np.float32)
+    noise *= np.float32(deviation)
+    images += device.put(noise)
+    return images
 
 
 def _extract_all(
@@ -155,43 +169,40 @@ def _extract_all(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write one tomogram's stacks and volumes; rows of both particle tables."""
     series, box, device = scene.series, settings.box, backend.device
+    stems = [f"Subtomograms/{series.name}/{number + 1}" for number in range(len(scene.coordinates))]
+    names = [f"stacks2d/{stem}_stack2d.mrcs" for stem in stems]
+    volume_names = [[f"volumes3d/{stem}_{what}.mrc" for stem in stems] for what in ("data", "weights")]
 
-    def one(number: int) -> tuple[np.ndarray, str]:
+    def one(number: int) -> np.ndarray:
         with device.active():
             particle = extract(
                 series, images, scene.coordinates[number], scene.frames[number], box=box, big_box=2 * box, device=device
             )
-            stem = f"Subtomograms/{series.name}/{number + 1}"
-            name = f"stacks2d/{stem}_stack2d.mrcs"
-            write_map(folder / name, device.get(unpad(particle.images, box, 2)), series.pixel_size, stack=True, half=True)
+            stack = unpad(particle.images, box, 2)
+            write_map(folder / names[number], device.get(stack), series.pixel_size, stack=True, half=True)
             if number < n_volumes:
-                _write_volume(folder / f"volumes3d/{stem}", series, particle.on_host(device), box)
-        return particle.visible, name
+                _write_volume([folder / name[number] for name in volume_names], series, particle.on_host(device), box)
+        return particle.visible
 
-    visible, names = zip(*backend.map(one, range(len(scene.coordinates))), strict=True)
-    table = picked_table(scene, np.array(visible))
-    stacks = table.assign(rlnImageName=names)
-    stems = [name.replace("stacks2d/", "volumes3d/").removesuffix("_stack2d.mrcs") for name in names[:n_volumes]]
+    table = picked_table(scene, np.array(backend.map(one, range(len(stems)))))
     volumes = table.drop(columns="rlnTomoVisibleFrames").iloc[:n_volumes]
-    volumes = volumes.assign(
-        rlnImageName=[f"{stem}_data.mrc" for stem in stems], rlnCtfImage=[f"{stem}_weights.mrc" for stem in stems]
-    )
-    return stacks, volumes
+    volumes = volumes.assign(rlnImageName=volume_names[0][:n_volumes], rlnCtfImage=volume_names[1][:n_volumes])
+    return table.assign(rlnImageName=names), volumes
 
 
-def _write_volume(stem: Path, series: TiltSeries, particle: Extracted, box: int) -> None:
-    """A 3D pseudo-subtomogram and its weights, as `STEM_data.mrc` and `STEM_weights.mrc`."""
+def _write_volume(paths: Sequence[Path], series: TiltSeries, particle: Extracted, box: int) -> None:
+    """A 3D pseudo-subtomogram and its weights, to two paths."""
     big_box = 2 * box
     frequency = np.hypot(np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size))
     doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible]
     data, weights = backproject(particle, dose_envelope(frequency, doses[:, None, None]), box=box)
-    write_map(stem.with_name(f"{stem.name}_data.mrc"), data, series.pixel_size, half=True)
-    write_map(stem.with_name(f"{stem.name}_weights.mrc"), weights, 1 / series.pixel_size, half=True)
+    write_map(paths[0], data, series.pixel_size, half=True)
+    write_map(paths[1], weights, 1 / series.pixel_size, half=True)
 
 
-def _write_tilt_images(folder: Path, series: TiltSeries, images: np.ndarray) -> None:
+def _write_tilt_images(folder: Path, series: TiltSeries, images: Any, device: Device) -> None:
     for name, image in zip(series.table["rlnMicrographName"], images, strict=True):
-        write_map(folder / name, image, series.pixel_size, half=True)
+        write_map(folder / name, device.get(image), series.pixel_size, half=True)
 
 
 def _write_tables(

@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 
 from vdamkit.backend import Backend
-from vdamkit.backend.device import Device
+from vdamkit.backend.device import HOST, Device
 from vdamkit.errors import InputError
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.io.star_tables import as_table, find_block, read_star, require_columns, resolve_path
 from vdamkit.io.tilt_geometry import projection_rotation
 
-HOST = Device()
-PATCHES = 256  # particles of one tilt image that are made at a time, about
+PATCHES = 256  # particles of one tilt image that are made at a time
 
 
 @dataclass(frozen=True)
@@ -277,8 +276,9 @@ def render_tilt_images(
 
     def add_all(tilt: int) -> None:
         with device.active():
-            for chosen in np.array_split(np.flatnonzero(inside[tilt]), max(1, inside[tilt].sum() // PATCHES)):
-                add_some(tilt, chosen)
+            here = np.flatnonzero(inside[tilt])
+            for first in range(0, len(here), PATCHES):
+                add_some(tilt, here[first : first + PATCHES])
 
     backend.map(add_all, range(len(images)))
     return images[:, box : box + height, box : box + width]

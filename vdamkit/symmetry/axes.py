@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from vdamkit.backend import get_backend
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
-from vdamkit.imaging.projector import get_projector
+from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.point_groups import operators, parse_symmetry
 
@@ -123,7 +123,7 @@ class TurnedCopies:
         self.px = n / small
         self.map = shrunk(weighted_shells(volume, equal_shells(n, band), radius=radius), small).astype(np.float32)
         self.mask = soft_sphere(small, radius / self.px, edge=0.06 * small)
-        self._projector = get_projector(small, band + 1, "float32")
+        self._projector = Projector(small, band + 1)  # its own: the operators of many single turns go with it
         self._reference = self._projector.prepare(self.map)
         self._unturned = self._projector.rotate(self._reference, np.eye(3))
         line = np.rint(np.fft.fftfreq(small) * small)

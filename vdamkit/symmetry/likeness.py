@@ -58,7 +58,10 @@ class Likeness:
         return pose(minimize(lambda x: -self(*pose(x)), np.zeros(n), method="Powell", options=options).x)
 
     def polish(self, rotation: np.ndarray, centre: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """The same very near a start, with few evaluations: parabolas through three values along each coordinate in turn."""
+        """The same very near a start, with few evaluations: parabolas through three values along each coordinate in turn.
+
+        It uses the worker threads, so it must not be called in one.
+        """
         pose, n = self._around(rotation, centre, group)
         x = np.zeros(n)
         here = self(*pose(x))

@@ -116,7 +116,7 @@ def accumulate(
         return sum(len(block.orientations) for key in jobs[number::n_lanes] for _, block in members[key])
 
     lanes: list[Lane] = search.backend.map(work, range(min(n_lanes, len(jobs))), size=size)
-    tick(0.0)
+    tick(0.0)  # a pause acts here
     noise, noise_weight = _own_power(search, projector, raw, n_optics)
     power = np.zeros((classes, shells))
     for lane in lanes:
