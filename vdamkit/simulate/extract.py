@@ -33,9 +33,12 @@ def visible_tilts(series: TiltSeries, points: np.ndarray, box: int) -> np.ndarra
 
     Source: RELION tomogram.cpp:isVisible.
     """
-    positions, _ = series.project(points)
-    width, height = series.size[:2]
-    low, high = box / 2, np.array([width, height]) - box / 2
+    return _whole(series, series.project(points)[0], box)
+
+
+def _whole(series: TiltSeries, positions: np.ndarray, box: int) -> np.ndarray:
+    """Whether boxes around `positions` `(..., 2)` px lie within the images, `(...)` bool."""
+    low, high = box / 2, np.array(series.size[:2]) - box / 2
     return np.all((positions > low) & (positions < high), axis=-1)
 
 
@@ -73,8 +76,8 @@ def extract(
     index ``big_box // 2``, times ``-CTF * dose`` so that density is positive, circular window of the small
     box. Source: RELION subtomo.cpp:processTomograms, extraction.cpp:extractAt2D_Fourier, cropCircle.
     """
-    visible = visible_tilts(series, coordinate[None], box)[:, 0]
     positions, depths = series.project(coordinate[None])
+    visible = _whole(series, positions[:, 0], box)
     height, width = images.shape[1:]
     steps = np.arange(big_box) - big_box // 2
     chosen = np.flatnonzero(visible)
