@@ -7,7 +7,7 @@ import pytest
 from vdamkit.backend.device import OutOfDeviceMemory
 from vdamkit.errors import SettingsError
 from vdamkit.io.star_tables import read_star
-from vdamkit.simulate import simulate
+from vdamkit.simulate import render, simulate
 
 FEW = {"particles": 6, "volumes": 2, "tomograms": 2, "box": 16, "pixel_size": 20.0, "tilts": 5, "seed": 4}
 HALF = 2.0**-10  # of float16's rounding, relative
@@ -26,6 +26,18 @@ def test_the_same_data(cuda, tmp_path, options):
         ours, theirs = (read_star(tmp_path / folder / name)["particles"] for folder in ("gpu", "cpu"))
         assert ours.equals(theirs)
     assert (tmp_path / "gpu/recipe.json").read_text() == (tmp_path / "cpu/recipe.json").read_text()
+
+
+def test_pieces_are_the_whole_and_a_run_repeats(cuda, tmp_path, monkeypatch):
+    simulate(tmp_path / "whole", device="cuda", **FEW)
+    monkeypatch.setattr(render, "BYTES", 8 * 32**2 * 2 * FEW["tilts"])  # two particles at a time, and then one
+    for folder in ("pieces", "again"):
+        simulate(tmp_path / folder, device="cuda", threads=3, **FEW)
+    for path in (tmp_path / "pieces").rglob("*.mrc*"):
+        name = path.relative_to(tmp_path / "pieces")
+        assert path.read_bytes() == (tmp_path / "again" / name).read_bytes()
+        ours, theirs = (np.asarray(mrcfile.read(tmp_path / folder / name), np.float64) for folder in ("pieces", "whole"))
+        np.testing.assert_allclose(ours, theirs, rtol=2 * HALF, atol=1e-4 * np.abs(theirs).max(), err_msg=str(name))
 
 
 def test_a_device_that_is_too_small_is_named(stub, tmp_path):

@@ -15,7 +15,7 @@ from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.simulate import simulate
 from vdamkit.simulate.extract import Extracted, backproject
 from vdamkit.simulate.simulate import _shares
-from vdamkit.simulate.tilt_series import read_tilt_series
+from vdamkit.simulate.tilt_series import Transfer, read_tilt_series
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "relion_reference"
 needs_reference = pytest.mark.skipif(not REFERENCE.is_dir(), reason=f"no RELION reference data at {REFERENCE}")
@@ -266,12 +266,12 @@ def test_volumes_made_from_relions_stacks_are_relions_volumes():
     stack = stacks[same].iloc[0]
     visible = parse_vector(stack["rlnTomoVisibleFrames"]) > 0
     _, depths = series.project(row[COORDINATE].to_numpy(float)[None])
-    transfer = series.transfer(np.flatnonzero(visible), depths[visible, 0], big_box)
+    transfer = Transfer(series, big_box)(np.flatnonzero(visible), depths[visible, 0])
     particle = Extracted(
         images=np.pad(load(REFERENCE / stack["rlnImageName"]), ((0, 0), (28, 28), (28, 28))),
         transfer=transfer,
         rotations=series.rotations[visible] @ euler_to_matrix(row[SUBTOMOGRAM].to_numpy(float)),
-        visible=visible,
+        visible=visible[None],
     )
     data, weights = backproject(particle, np.ones_like(transfer), box=40)
     for ours, name in ((data, "rlnImageName"), (weights, "rlnCtfImage")):

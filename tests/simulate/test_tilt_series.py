@@ -1,20 +1,13 @@
-"""Tilt geometry and projections against direct calculation."""
+"""Tilt geometry against direct calculation."""
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from vdamkit.io.tilt_geometry import read_tomograms
-from vdamkit.simulate.models import gaussian_density
 from vdamkit.simulate.output import write_tilt_series
 from vdamkit.simulate.scene import Scene
-from vdamkit.simulate.tilt_series import (
-    CentralSlices,
-    dose_symmetric_order,
-    make_tilt_series,
-    read_tilt_series,
-    render_tilt_images,
-)
+from vdamkit.simulate.tilt_series import dose_symmetric_order, make_tilt_series, read_tilt_series
 
 
 def series(tilts=7, **options):
@@ -37,36 +30,6 @@ def test_a_point_projects_as_relion_says():
         expected = [48 + (x + row["rlnTomoXShiftAngst"]) / 10, 40 + (y + row["rlnTomoYShiftAngst"]) / 10]
         np.testing.assert_allclose(positions[tilt, 0], expected)
         assert depths[tilt, 0] == pytest.approx(z)
-
-
-def test_slices_are_transforms_of_projections():
-    rng = np.random.default_rng(1)
-    centres, sigmas, weights = rng.uniform(-60, 60, (8, 3)), np.full(8, 16.0), rng.uniform(0.5, 1, 8)
-    density = gaussian_density(centres, sigmas, weights, box=32, pixel_size=10.0)
-    rotation = Rotation.from_quat(rng.normal(size=4))
-    turned = gaussian_density(rotation.apply(centres), sigmas, weights, box=32, pixel_size=10.0)
-    found = np.fft.irfft2(CentralSlices(density)(rotation.as_matrix()[None])[0], s=(32, 32))
-    expected = np.fft.ifftshift(turned.sum(axis=0)) * (density.sum() / turned.sum())
-    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(expected)
-
-
-def test_protein_is_dark_and_in_its_place():
-    one = series(tilts=5)
-    density = gaussian_density(np.zeros((1, 3)), np.array([25.0]), np.ones(1), box=32, pixel_size=10.0)
-    point = np.array([[83.0, 41.0, 66.0]])
-    images = render_tilt_images(one, density, point, np.eye(3)[None])
-    assert images.shape == (5, 80, 96)
-    positions, _ = one.project(point)
-    for image, (x, y) in zip(images, positions[:, 0], strict=True):
-        assert image.min() < -2 * image.max()
-        row, column = np.unravel_index(image.argmin(), image.shape)
-        assert abs(column - x) <= 1
-        assert abs(row - y) <= 1
-
-
-def test_without_a_particle_there_is_nothing_to_see():
-    density = gaussian_density(np.zeros((1, 3)), np.array([25.0]), np.ones(1), box=32, pixel_size=10.0)
-    assert not render_tilt_images(series(tilts=3), density, np.zeros((0, 3)), np.zeros((0, 3, 3))).any()
 
 
 def test_written_series_are_read_back_the_same(tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vdamkit.backend.device import HOST, Device
-from vdamkit.simulate.tilt_series import TiltSeries, shift_phases
+from vdamkit.simulate.render import filled_up, shift_phases
+from vdamkit.simulate.tilt_series import TiltSeries, Transfer
 
 SOFT_EDGE = 5  # px, of the circular window; RELION subtomo.cpp:processTomograms, extraction.cpp:cropCircle
 DOSE_CUTOFF = 0.01  # RELION subtomo.cpp, --cutoff_fract
@@ -16,16 +17,24 @@ DOSE_CUTOFF = 0.01  # RELION subtomo.cpp, --cutoff_fract
 
 @dataclass(frozen=True)
 class Extracted:
-    """One particle's images, still in the bigger box in which RELION multiplies with the CTF; the first two on a device."""
+    """Images of particles, those of one after those of another, still in the bigger box in which RELION multiplies with the
+    CTF; the first two on a device."""
 
-    images: Any  # (n_visible, big_box, big_box) float32, yx, particle at big_box // 2, density positive
-    transfer: Any  # (n_visible, big_box, big_box // 2 + 1) CTF times dose envelope, rfft2 layout
-    rotations: np.ndarray  # (n_visible, 3, 3) x_image = rotation @ x_subtomogram
-    visible: np.ndarray  # (n_tilts,) bool
+    images: Any  # (n, big_box, big_box) float32, yx, particle at big_box // 2, density positive
+    transfer: Any  # (n, big_box, big_box // 2 + 1) CTF times dose envelope, rfft2 layout
+    rotations: np.ndarray  # (n, 3, 3) x_image = rotation @ x_subtomogram
+    visible: np.ndarray  # (n_particles, n_tilts) bool; n in all
 
-    def on_host(self, device: Device) -> Extracted:
-        """The same in the machine's memory."""
-        return replace(self, images=device.get(self.images), transfer=device.get(self.transfer))
+    @property
+    def starts(self) -> np.ndarray:
+        """`(n_particles + 1,)`: the images of particle i are numbers ``starts[i]`` to ``starts[i + 1]``."""
+        return np.concatenate([[0], np.cumsum(self.visible.sum(axis=1))])
+
+    def on_host(self, number: int, device: Device) -> Extracted:
+        """One of the particles, in the machine's memory."""
+        mine = slice(*self.starts[number : number + 2])
+        images, transfer = device.get(self.images[mine]), device.get(self.transfer[mine])
+        return Extracted(images, transfer, self.rotations[mine], self.visible[number : number + 1])
 
 
 def visible_tilts(series: TiltSeries, points: np.ndarray, box: int) -> np.ndarray:
@@ -42,58 +51,61 @@ def _whole(series: TiltSeries, positions: np.ndarray, box: int) -> np.ndarray:
     return np.all((positions > low) & (positions < high), axis=-1)
 
 
-def _circular_window(images: Any, radius: float, device: Device) -> Any:
-    """Images minus their mean outside the circle of `radius` px, times a window falling to 0 at `radius`."""
-    box = images.shape[-1]
-    axis = np.arange(box) - box // 2
-    r = np.hypot(axis[:, None], axis)
-    outside = device.put(np.flatnonzero(r > radius))
-    background = images.reshape(len(images), -1).take(outside, axis=1).mean(axis=1)
-    window = 0.5 - 0.5 * np.cos(np.pi * np.clip((radius - r) / SOFT_EDGE, 0, 1))
-    return (images - background[:, None, None]) * device.put(window)
+class Cutter:
+    """Cuts particles out of the images of one tilt series; what all particles share is made once."""
 
+    def __init__(self, series: TiltSeries, images: Any, *, box: int, big_box: int, device: Device = HOST):
+        """images: `(n_tilts, size_y, size_x)` on the device. box: px, of the written images; big_box: of the working ones."""
+        self._series, self._images, self._device = series, images, device
+        self._box, self._big_box = box, big_box
+        self._transfer = Transfer(series, big_box, device)
+        self._steps = device.xp.arange(big_box) - big_box // 2
+        axis = np.arange(big_box) - big_box // 2
+        r = np.hypot(axis[:, None], axis)
+        self._outside = device.put(np.flatnonzero(r > box / 2))
+        self._window = device.put(0.5 - 0.5 * np.cos(np.pi * np.clip((box / 2 - r) / SOFT_EDGE, 0, 1)))
 
-def extract(
-    series: TiltSeries,
-    images: Any,
-    coordinate: np.ndarray,
-    frame: np.ndarray,
-    *,
-    box: int,
-    big_box: int,
-    device: Device = HOST,
-) -> Extracted:
-    """Cut one particle out of the tilt images, multiply with CTF and dose weight, window.
+    def __call__(self, coordinates: np.ndarray, frames: np.ndarray, *, length: int = 0) -> Extracted:
+        """Cut particles out of the tilt images, multiply with CTF and dose weight, window.
 
-    Parameters
-    ----------
-    images: `(n_tilts, size_y, size_x)` on the device. coordinate: `(3,)` Å from the tomogram centre, as picked.
-    frame: `(3, 3)` A_subtomogram. box: px, of the written images. big_box: px, of the working images.
+        Parameters
+        ----------
+        coordinates: `(n_particles, 3)` Å from the tomogram centre, as picked. frames: `(n_particles, 3, 3)` A_subtomogram.
+        length: number of images to compute, where that is more than there are (see :func:`~.render.filled_up`).
 
-    Notes
-    -----
-    Integer crop (pixels beyond the edge repeat the edge), sub-pixel Fourier shift that puts the particle at
-    index ``big_box // 2``, times ``-CTF * dose`` so that density is positive, circular window of the small
-    box. Source: RELION subtomo.cpp:processTomograms, extraction.cpp:extractAt2D_Fourier, cropCircle.
-    """
-    positions, depths = series.project(coordinate[None])
-    visible = _whole(series, positions[:, 0], box)
-    height, width = images.shape[1:]
-    steps = np.arange(big_box) - big_box // 2
-    chosen = np.flatnonzero(visible)
-    corners = np.round(positions[chosen, 0]).astype(int)
-    columns = device.put(np.clip(corners[:, :1] + steps, 0, width - 1))
-    rows = device.put(np.clip(corners[:, 1:] + steps, 0, height - 1))
-    cropped = images[device.put(chosen)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    transfer = series.transfer(chosen, depths[chosen, 0], big_box, device)
-    spectra = device.xp.fft.rfft2(cropped) * shift_phases(corners - positions[chosen, 0], big_box, device) * -transfer
-    multiplied = device.xp.fft.irfft2(spectra, s=(big_box, big_box))
-    return Extracted(
-        images=_circular_window(multiplied, box / 2, device).astype(np.float32),
-        transfer=transfer,
-        rotations=series.rotations[chosen] @ frame,
-        visible=visible,
-    )
+        Notes
+        -----
+        Integer crop (pixels beyond the edge repeat the edge), sub-pixel Fourier shift that puts the particle at
+        index ``big_box // 2``, times ``-CTF * dose`` so that density is positive, circular window of the small
+        box. Source: RELION subtomo.cpp:processTomograms, extraction.cpp:extractAt2D_Fourier, cropCircle.
+        """
+        positions, depths = self._series.project(coordinates)
+        visible = _whole(self._series, positions, self._box)
+        particles, tilts = np.nonzero(visible.T)
+        n, rotations = len(tilts), self._series.rotations[tilts] @ frames[particles]
+        tilts, particles = filled_up(tilts, length), filled_up(particles, length)
+        exact = positions[tilts, particles]
+        corners = np.round(exact).astype(int)
+        shifts = self._device.put(np.column_stack([corners - exact, depths[tilts, particles]]))
+        pixels = self._device.put(np.column_stack([tilts, corners]))
+        images, transfer = self._multiplied(pixels, shifts)
+        return Extracted(self._windowed(images)[:n], transfer[:n], rotations, visible.T)
+
+    def _multiplied(self, pixels: Any, shifts: Any) -> tuple[Any, Any]:
+        """Crops times ``-CTF * dose``, and the latter; given of each tilt, x, y, and shift along x and y (px), depth (Å)."""
+        xp, size = self._device.xp, self._big_box
+        height, width = self._images.shape[1:]
+        columns = xp.clip(pixels[:, 1:2] + self._steps, 0, width - 1)
+        rows = xp.clip(pixels[:, 2:] + self._steps, 0, height - 1)
+        cropped = self._images[pixels[:, :1, None], rows[:, :, None], columns[:, None, :]]
+        transfer = self._transfer(pixels[:, 0], shifts[:, 2])
+        spectra = xp.fft.rfft2(cropped) * shift_phases(shifts, size, self._device) * -transfer
+        return xp.fft.irfft2(spectra, s=(size, size)), transfer
+
+    def _windowed(self, images: Any) -> Any:
+        """Images minus their mean outside the circle of the small box, times a window falling to 0 at its edge; float32."""
+        background = images.reshape(len(images), -1).take(self._outside, axis=1).mean(axis=1)
+        return ((images - background[:, None, None]) * self._window).astype(np.float32)
 
 
 def unpad(array: Any, box: int, dimensions: int) -> Any:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
 
 from vdamkit.backend import Backend, get_backend
 from vdamkit.backend.device import Device
 from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.imaging.ctf import dose_envelope
 from vdamkit.io.star_tables import write_star
-from vdamkit.simulate.extract import Extracted, backproject, extract, unpad
+from vdamkit.simulate.extract import Cutter, Extracted, backproject, unpad
 from vdamkit.simulate.models import particle_model
+from vdamkit.simulate.noise import near_any, white_noise
 from vdamkit.simulate.output import (
     optics_table,
     picked_table,
@@ -27,10 +28,12 @@ from vdamkit.simulate.output import (
     write_particle_set,
     write_tilt_series,
 )
+from vdamkit.simulate.render import CentralSlices, images_at_once, render_tilt_images
 from vdamkit.simulate.scene import Scene, scenes_from_star, simulated_scene, with_kinds
 from vdamkit.simulate.settings import SimulationSettings
-from vdamkit.simulate.tilt_series import TiltSeries, render_tilt_images
+from vdamkit.simulate.tilt_series import TiltSeries
 from vdamkit.simulate.truth import average_neighbourhood
+from vdamkit.simulate.workers import Workers
 
 
 def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = None, **options) -> dict[str, Path]:
@@ -75,21 +78,25 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
         raise OutputError(f"{folder}: no folder can be made here ({error.strerror}); choose another.") from None
     scene_seed, noise_seed = np.random.SeedSequence(settings.seed).spawn(2)
     scenes = _scenes(settings, scene_seed.spawn(settings.tomograms))
-    noise_seeds = noise_seed.spawn(len(scenes))
-    pixel_size = scenes[0].series.pixel_size
-    densities = _densities(settings, pixel_size)
-    stacks, volumes, truth = [], [], []
+    densities = _densities(settings, scenes[0].series.pixel_size)
     of_volumes = _shares(settings.volumes, [len(scene.picked) for scene in scenes])
-    for number, scene in enumerate(scenes):
-        with backend.limits(), backend.device.active():
-            images = _noisy_images(scene, densities, settings, np.random.default_rng(noise_seeds[number]), backend)
+    noise_seeds = noise_seed.spawn(len(scenes))
+    stacks, volumes = [], []
+    with backend.limits(), backend.device.active(), Workers(backend) as workers:
+        true_map = workers.prepare(_true_map, scenes[0], densities[0], settings)
+        noise = workers.prepare(_noise, scenes[0], settings, noise_seeds[0])
+        slices = [CentralSlices(density, backend.device) for density in densities]
+        for number, scene in enumerate(scenes):
+            images = _noisy_images(scene, slices, settings, noise, backend)
+            if number + 1 < len(scenes):
+                noise = workers.prepare(_noise, scenes[number + 1], settings, noise_seeds[number + 1])
             if settings.write_tilt_images:
-                _write_tilt_images(folder, scene.series, images, backend.device)
-            stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number], backend)
-        stacks.append(stack_rows)
-        volumes.append(volume_rows)
-        truth.append(true_table(scene, settings.fold))
-    return _write_tables(folder, scenes, settings, densities, stacks, volumes, truth)
+                _write_tilt_images(folder, scene.series, images, backend.device, workers)
+            stack_rows, volume_rows = _extract_all(folder, scene, images, settings, of_volumes[number], backend, workers)
+            stacks.append(stack_rows)
+            volumes.append(volume_rows)
+        around = true_map()
+    return _write_tables(folder, scenes, settings, densities, around, pd.concat(stacks), pd.concat(volumes))
 
 
 def _backend(device: str, threads: int | None) -> Backend:
@@ -142,67 +149,111 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
     return scenes
 
 
+def _true_map(scene: Scene, density: np.ndarray, settings: SimulationSettings) -> np.ndarray | None:
+    """The particle with its neighbours `(box, box, box)`; None where there is no lattice."""
+    if settings.poses != "sphere":
+        return None
+    return average_neighbourhood(scene, density, box=settings.box, fold=settings.fold)
+
+
+def _noise(
+    scene: Scene, settings: SimulationSettings, seed: np.random.SeedSequence
+) -> tuple[int, np.ndarray, np.ndarray] | None:
+    """What a tomogram's images need for their noise, or None where they have none.
+
+    Returns
+    -------
+    The tilt that was exposed first, its pixels near particles `(y, x)` bool, and noise of variance 1 `(n_tilts, y, x)`.
+    """
+    if settings.variance_ratio is None:
+        return None
+    series, shape = scene.series, scene.series.size[1::-1]
+    first = int(np.argmin(series.table["rlnMicrographPreExposure"]))
+    near = near_any(series.project(scene.coordinates)[0][first], settings.box / 2, shape)
+    return first, near, white_noise(seed, (len(series.table), *shape))
+
+
 def _noisy_images(
-    scene: Scene, densities: list[np.ndarray], settings: SimulationSettings, rng: np.random.Generator, backend: Backend
+    scene: Scene,
+    slices: list[CentralSlices],
+    settings: SimulationSettings,
+    noise: Callable[[], tuple[int, np.ndarray, np.ndarray] | None],
+    backend: Backend,
 ) -> Any:
-    """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure; on the device."""
+    """Tilt images `(n_tilts, y, x)` float32 with white noise, the same in every exposure; on the device.
+
+    slices: of the densities. noise: gives what :func:`_noise` makes.
+    """
     series, sites, device = scene.series, scene.sites, backend.device
     images = device.xp.zeros((len(series.table), *series.size[1::-1]), np.float32)
-    for kind, density in enumerate(densities, start=1):
+    for kind, of_density in enumerate(slices, start=1):
         there = sites.of_kind(kind)
-        images += render_tilt_images(series, density, sites.centres[there], sites.rotations[there], backend)
-    if settings.variance_ratio is None:
+        images += render_tilt_images(series, of_density, sites.centres[there], sites.rotations[there], backend)
+    found = noise()
+    if found is None:
         return images
-    first = int(np.argmin(series.table["rlnMicrographPreExposure"]))
-    positions, _ = series.project(scene.coordinates)
-    pixels = np.indices(images.shape[1:])[::-1].reshape(2, -1).T
-    around = cKDTree(positions[first]).query(pixels, distance_upper_bound=settings.box / 2)[0] < settings.box / 2
-    deviation = np.sqrt(device.get(images[first]).ravel()[around].var() / settings.variance_ratio)
-    noise = rng.standard_normal(images.shape, np.float32)
-    noise *= np.float32(deviation)
-    images += device.put(noise)
+    first, near, white = found
+    deviation = np.sqrt(device.get(images[first])[near].var() / settings.variance_ratio)
+    scaled = device.put(white)
+    scaled *= np.float32(deviation)
+    images += scaled
     return images
 
 
 def _extract_all(
-    folder: Path, scene: Scene, images: Any, settings: SimulationSettings, n_volumes: int, backend: Backend
+    folder: Path,
+    scene: Scene,
+    images: Any,
+    settings: SimulationSettings,
+    n_volumes: int,
+    backend: Backend,
+    workers: Workers,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write one tomogram's stacks and volumes; rows of both particle tables."""
-    series, box, device = scene.series, settings.box, backend.device
-    stems = [f"Subtomograms/{series.name}/{number + 1}" for number in range(len(scene.coordinates))]
+    series, box, device, count = scene.series, settings.box, backend.device, len(scene.coordinates)
+    stems = [f"Subtomograms/{series.name}/{number + 1}" for number in range(count)]
     names = [f"stacks2d/{stem}_stack2d.mrcs" for stem in stems]
     volume_names = [[f"volumes3d/{stem}_{what}.mrc" for stem in stems] for what in ("data", "weights")]
+    cut = Cutter(series, images, box=box, big_box=2 * box, device=device)
+    size = min(count, max(1, images_at_once(2 * box) // len(series.table))) if backend.on_device else 1
+    length = size * len(series.table) if backend.on_device else 0
 
-    def one(number: int) -> np.ndarray:
-        with device.active():
-            particle = extract(
-                series, images, scene.coordinates[number], scene.frames[number], box=box, big_box=2 * box, device=device
-            )
-            stack = unpad(particle.images, box, 2)
-            write_map(folder / names[number], device.get(stack), series.pixel_size, stack=True, half=True)
-            if number < n_volumes:
-                _write_volume([folder / name[number] for name in volume_names], series, particle.on_host(device), box)
-        return particle.visible
+    def some(first: int) -> np.ndarray:
+        part = slice(first, first + size)
+        found = cut(scene.coordinates[part], scene.frames[part], length=length)
+        stacks = device.get(unpad(found.images, box, 2).astype(np.float16))
+        for i, stack in enumerate(np.split(stacks, found.starts[1:-1])):
+            workers.do(_write_stack, folder / names[first + i], stack, series.pixel_size)
+            if first + i < n_volumes:
+                paths = [folder / name[first + i] for name in volume_names]
+                workers.do(_write_volume, paths, series, found.on_host(i, device), box)
+        return found.visible
 
-    table = picked_table(scene, np.array(backend.map(one, range(len(stems)))))
+    parts = range(0, count, size)
+    visible = [some(first) for first in parts] if backend.on_device else backend.map(some, parts)
+    table = picked_table(scene, np.concatenate(visible))
     volumes = table.drop(columns="rlnTomoVisibleFrames").iloc[:n_volumes]
     volumes = volumes.assign(rlnImageName=volume_names[0][:n_volumes], rlnCtfImage=volume_names[1][:n_volumes])
     return table.assign(rlnImageName=names), volumes
+
+
+def _write_stack(path: Path, stack: np.ndarray, pixel_size: float) -> None:
+    write_map(path, stack, pixel_size, stack=True, half=True)
 
 
 def _write_volume(paths: Sequence[Path], series: TiltSeries, particle: Extracted, box: int) -> None:
     """A 3D pseudo-subtomogram and its weights, to two paths."""
     big_box = 2 * box
     frequency = np.hypot(np.fft.fftfreq(big_box, series.pixel_size)[:, None], np.fft.rfftfreq(big_box, series.pixel_size))
-    doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible]
+    doses = series.table["rlnMicrographPreExposure"].to_numpy()[particle.visible[0]]
     data, weights = backproject(particle, dose_envelope(frequency, doses[:, None, None]), box=box)
     write_map(paths[0], data, series.pixel_size, half=True)
     write_map(paths[1], weights, 1 / series.pixel_size, half=True)
 
 
-def _write_tilt_images(folder: Path, series: TiltSeries, images: Any, device: Device) -> None:
+def _write_tilt_images(folder: Path, series: TiltSeries, images: Any, device: Device, workers: Workers) -> None:
     for name, image in zip(series.table["rlnMicrographName"], images, strict=True):
-        write_map(folder / name, device.get(image), series.pixel_size, half=True)
+        workers.do(partial(write_map, half=True), folder / name, device.get(image), series.pixel_size)
 
 
 def _write_tables(
@@ -210,30 +261,28 @@ def _write_tables(
     scenes: list[Scene],
     settings: SimulationSettings,
     densities: list[np.ndarray],
-    stacks: list[pd.DataFrame],
-    volumes: list[pd.DataFrame],
-    truth: list[pd.DataFrame],
+    true_map: np.ndarray | None,
+    stacks: pd.DataFrame,
+    volumes: pd.DataFrame,
 ) -> dict[str, Path]:
     """STAR files, model, true map and recipe; the dictionary :func:`simulate` returns."""
     pixel_size = scenes[0].series.pixel_size
     paths = {
         "tomograms": write_tilt_series(folder, scenes),
-        "stacks2d": write_particle_set(folder, "stacks2d", optics_table(scenes, settings, 2), pd.concat(stacks)),
+        "stacks2d": write_particle_set(folder, "stacks2d", optics_table(scenes, settings, 2), stacks),
         "true_poses": folder / "particles_true_poses.star",
         "model": folder / "model.mrc",
         "recipe": folder / "recipe.json",
     }
-    volume_rows = pd.concat(volumes)
-    if len(volume_rows):
-        paths["volumes3d"] = write_particle_set(folder, "volumes3d", optics_table(scenes, settings, 3), volume_rows)
-    write_star(paths["true_poses"], {"particles": pd.concat(truth)})
+    if len(volumes):
+        paths["volumes3d"] = write_particle_set(folder, "volumes3d", optics_table(scenes, settings, 3), volumes)
+    write_star(paths["true_poses"], {"particles": pd.concat([true_table(scene, settings.fold) for scene in scenes])})
     write_map(paths["model"], unpad(densities[0], settings.box, 3), pixel_size)
     for density in densities[1:]:
         paths["second_model"] = folder / "second_model.mrc"
         write_map(paths["second_model"], unpad(density, settings.box, 3), pixel_size)
-    if settings.poses == "sphere":
+    if true_map is not None:
         paths["true_map"] = folder / "true_map.mrc"
-        around = average_neighbourhood(scenes[0], densities[0], box=settings.box, fold=settings.fold)
-        write_map(paths["true_map"], around, pixel_size)
+        write_map(paths["true_map"], true_map, pixel_size)
     paths["recipe"].write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     return paths

@@ -1,4 +1,4 @@
-"""Tilt series: geometry, dose and CTF as in RELION's tomograms.star, and the tilt images themselves."""
+"""Tilt series: geometry, dose and CTF as in RELION's tomograms.star."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vdamkit.backend import Backend
 from vdamkit.backend.device import HOST, Device
 from vdamkit.errors import InputError
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.io.star_tables import as_table, find_block, read_star, require_columns, resolve_path
 from vdamkit.io.tilt_geometry import projection_rotation
-
-PATCHES = 256  # particles of one tilt image that are made at a time
 
 
 @dataclass(frozen=True)
@@ -57,43 +54,57 @@ class TiltSeries:
         shifts = self.table[["rlnTomoXShiftAngst", "rlnTomoYShiftAngst"]].to_numpy() / self.pixel_size
         return rotated[..., :2] + size[:2] // 2 + shifts[:, None], rotated[..., 2] * self.pixel_size
 
-    def transfer(self, tilts: np.ndarray, depths: np.ndarray, box: int, device: Device = HOST) -> Any:
-        """CTF times dose envelope of several images of particles.
+
+class Transfer:
+    """CTF times dose envelope of images of one tilt series; what belongs to the tilts is made once."""
+
+    def __init__(self, series: TiltSeries, box: int, device: Device = HOST):
+        """box: px, of the images. device: where the results are made."""
+
+        def column(name: str, default: float = 0.0) -> Any:
+            values = series.table[name].to_numpy(np.float64) if name in series.table else np.full(len(series.table), default)
+            return device.put(values[:, None, None])
+
+        axes = np.fft.fftfreq(box, series.pixel_size), np.fft.rfftfreq(box, series.pixel_size)
+        self._fy, self._fx = (device.put(f) for f in np.meshgrid(*axes, indexing="ij"))
+        self._series = series
+        self._of_tilts = {
+            "defocus_u": column("rlnDefocusU"),
+            "defocus_v": column("rlnDefocusV"),
+            "defocus_angle": column("rlnDefocusAngle"),
+            "phase_shift": column("rlnPhaseShift"),
+            "scale": column("rlnCtfScalefactor", 1.0),
+        }
+        self._envelopes = dose_envelope(np.hypot(self._fx, self._fy), column("rlnMicrographPreExposure"))
+
+    def __call__(self, tilts: Any, depths: Any) -> Any:
+        """The functions of several images of particles.
 
         The defocus of a particle is that of the image plus ``hand * depth``
         (RELION tomogram.cpp:getCtf, getDepthOffset).
 
         Parameters
         ----------
-        tilts: `(n,)` rows of `table`, or `(1,)` for all. depths: `(n,)` Å. box: px. device: where the result is made.
+        tilts: `(n,)` rows of the series' table, or `(1,)` for all. depths: `(n,)` Å. Both on the device.
 
         Returns
         -------
-        `(n, box, box // 2 + 1)` float64, rfft2 layout (y, x). Sign as in :func:`vdamkit.imaging.ctf.ctf`:
+        `(n, box, box // 2 + 1)` float64 on the device, rfft2 layout (y, x). Sign as in :func:`vdamkit.imaging.ctf.ctf`:
         positive at low frequency for an underfocused image, so protein is dark in ``-transfer * projection``.
         """
-        rows = self.table.iloc[tilts]
-
-        def column(name: str, default: float = 0.0) -> Any:
-            values = rows[name].to_numpy(np.float64) if name in rows else np.full(len(rows), default)
-            return device.put(values[:, None, None])
-
-        frequencies = np.meshgrid(np.fft.fftfreq(box, self.pixel_size), np.fft.rfftfreq(box, self.pixel_size), indexing="ij")
-        fy, fx = (device.put(f) for f in frequencies)
-        offset = device.put(self.hand * np.asarray(depths)[:, None, None])
+        series, offset = self._series, self._series.hand * depths[:, None, None]
+        of_images = {name: values[tilts] for name, values in self._of_tilts.items()}
         value = ctf(
-            fx,
-            fy,
-            defocus_u=column("rlnDefocusU") + offset,
-            defocus_v=column("rlnDefocusV") + offset,
-            defocus_angle=column("rlnDefocusAngle"),
-            voltage_kv=self.voltage_kv,
-            cs_mm=self.cs_mm,
-            amplitude_contrast=self.amplitude_contrast,
-            phase_shift=column("rlnPhaseShift"),
-            scale=column("rlnCtfScalefactor", 1.0),
+            self._fx,
+            self._fy,
+            defocus_u=of_images.pop("defocus_u") + offset,
+            defocus_v=of_images.pop("defocus_v") + offset,
+            voltage_kv=series.voltage_kv,
+            cs_mm=series.cs_mm,
+            amplitude_contrast=series.amplitude_contrast,
+            **of_images,
         )
-        return value * dose_envelope(np.hypot(fx, fy), column("rlnMicrographPreExposure"))
+        return value * self._envelopes[tilts]
 
 
 def dose_symmetric_order(tilts: int) -> np.ndarray:
@@ -194,91 +205,3 @@ def read_tilt_series(tomograms: Path) -> dict[str, TiltSeries]:
             hand=float(row["rlnTomoHand"]),
         )
     return result
-
-
-class CentralSlices:
-    """Projections of a density by the projection-slice theorem.
-
-    The density is padded twofold, divided by the interpolation's sinc² window and Fourier transformed;
-    slices are read with trilinear interpolation.
-    """
-
-    def __init__(self, density: np.ndarray, device: Device = HOST):
-        """`density`: `(box, box, box)` zyx, particle at index ``box // 2``; `box` even. device: where slices are made."""
-        self.box, self._device = density.shape[0], device
-        padded_box = 2 * self.box
-        axis = np.arange(self.box) - self.box // 2
-        window = np.sinc(axis / padded_box) ** 2
-        corrected = density / (window[:, None, None] * window[:, None] * window)
-        padded = np.pad(corrected, self.box // 2)
-        transform = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(padded)))
-        self._parts = [device.put(part) for part in (transform.real, transform.imag)]
-        ky, kx = np.meshgrid(np.fft.fftfreq(self.box, 1 / self.box), np.arange(self.box // 2 + 1.0), indexing="ij")
-        self._in_image = device.put(np.stack([kx.ravel(), ky.ravel()]))
-
-    def __call__(self, rotations: np.ndarray) -> Any:
-        """Transforms of the projections along the beam.
-
-        Parameters
-        ----------
-        rotations: `(n, 3, 3)`, x_image = rotation @ x_reference.
-
-        Returns
-        -------
-        `(n, box, box // 2 + 1)` complex128 on the device, rfft2 layout (y, x), phases relative to the particle centre.
-        """
-        # k_reference = rotationᵀ k_image, with k_image = (kx, ky, 0): only its first two rows matter
-        k = self._device.put(np.swapaxes(rotations[:, :2], 1, 2)) @ self._in_image
-        coordinates = 2 * k.reshape(len(rotations), 3, self.box, -1).transpose(1, 0, 2, 3)[::-1] + self.box
-        real, imaginary = (self._device.ndimage.map_coordinates(part, coordinates, order=1) for part in self._parts)
-        return real + 1j * imaginary
-
-
-def shift_phases(fractions: np.ndarray, box: int, device: Device = HOST) -> Any:
-    """Factors `(n, box, box // 2 + 1)` on the device that move images by `fractions` `(n, 2)` px along x and y."""
-    along_x = np.exp(-2j * np.pi * fractions[:, 0, None] * np.arange(box // 2 + 1) / box)
-    along_y = np.exp(-2j * np.pi * fractions[:, 1, None] * np.fft.fftfreq(box))
-    return device.put(along_y)[:, :, None] * device.put(along_x)[:, None, :]
-
-
-def render_tilt_images(
-    series: TiltSeries, density: np.ndarray, centres: np.ndarray, rotations: np.ndarray, backend: Backend | None = None
-) -> Any:
-    """Noise-free tilt images of particles: protein dark, every particle with its own defocus.
-
-    Parameters
-    ----------
-    density: `(box, box, box)` zyx at the pixel size of the series; `box` must leave room for the CTF's rings.
-    centres: `(n, 3)` Å from the tomogram centre. rotations: `(n, 3, 3)`, x_tomogram = rotation @ x_reference.
-    backend: who makes the images; None: this thread.
-
-    Returns
-    -------
-    `(n_tilts, size_y, size_x)` float32 on the back-end's device.
-    """
-    backend = backend or Backend()
-    device = backend.device
-    xp, slices, box = device.xp, CentralSlices(density, device), density.shape[0]
-    positions, depths = series.project(centres)
-    width, height = series.size[:2]
-    images = xp.zeros((len(series.table), height + 2 * box, width + 2 * box), np.float32)
-    corners = np.round(positions).astype(int)
-    inside = np.all((corners > -box // 2) & (corners < np.array([width, height]) + box // 2), axis=-1)
-
-    def add_some(tilt: int, chosen: np.ndarray) -> None:
-        spectra = slices(series.rotations[tilt] @ rotations[chosen])
-        spectra *= shift_phases(positions[tilt, chosen] - corners[tilt, chosen], box, device)
-        spectra *= -series.transfer([tilt], depths[tilt, chosen], box, device)
-        patches = xp.fft.fftshift(xp.fft.irfft2(spectra, s=(box, box)), axes=(1, 2)).astype(np.float32)
-        for patch, (x, y) in zip(patches, corners[tilt, chosen] + box // 2, strict=True):
-            place = images[tilt, y : y + box, x : x + box]
-            place += patch
-
-    def add_all(tilt: int) -> None:
-        with device.active():
-            here = np.flatnonzero(inside[tilt])
-            for first in range(0, len(here), PATCHES):
-                add_some(tilt, here[first : first + PATCHES])
-
-    backend.map(add_all, range(len(images)))
-    return images[:, box : box + height, box : box + width]
