@@ -21,8 +21,9 @@ import numpy as np
 
 import vdamkit as vk
 from vdamkit.backend import Backend, available_cores, get_backend
-from vdamkit.backend.device import Device
+from vdamkit.backend.device import HOST, Device
 from vdamkit.imaging.convert import HalfBallParticle
+from vdamkit.imaging.device_convert import upload_half_balls
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.imaging.projector import get_projector
@@ -31,9 +32,11 @@ from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.simulate import simulate
 from vdamkit.vdam.advance import advance
+from vdamkit.vdam.batched.accumulate import accumulate
 from vdamkit.vdam.batched.engine import Engine
-from vdamkit.vdam.batched.entries import turns_of
-from vdamkit.vdam.batched.posterior import interleaved
+from vdamkit.vdam.batched.entries import Rows, turns_of
+from vdamkit.vdam.batched.posterior import interleaved, run_search
+from vdamkit.vdam.batched.visit import make_batch
 from vdamkit.vdam.search import make_search
 from vdamkit.vdam.start import initial_state
 
@@ -91,7 +94,8 @@ class MadeUp:
         self.optics = np.zeros(rows, int)
         radius = box // 2
         ball, projector = half_ball(radius), get_projector(box, radius, "float32")
-        shape = np.fft.irfftn(np.fft.rfftn(rng.normal(size=(box,) * 3)) * _gaussian(box, 20 / pixel_size), s=(box,) * 3)
+        smooth = np.fft.rfftn(rng.normal(size=(box,) * 3)) * _gaussian(box, 20 / pixel_size)
+        shape = np.fft.irfftn(smooth, s=(box,) * 3, axes=(0, 1, 2))
         reference = projector.prepare(shape / shape.std() * soft_sphere(box, 100 / pixel_size, 3))
         k = np.sqrt((ball.k**2).sum(1))
         self._pool = []
@@ -109,6 +113,10 @@ class MadeUp:
     def fetch(self, index: np.ndarray, radius: int) -> tuple[list[HalfBallParticle], np.ndarray, list[str]]:
         n = len(half_ball(radius))
         return [self._pool[i % len(self._pool)].crop(n) for i in index], np.arange(len(index)), []
+
+    def fetch_on(self, device: Device, index: np.ndarray, radius: int) -> tuple[tuple, np.ndarray, list[str]]:
+        items, at, complaints = self.fetch(index, radius)
+        return upload_half_balls(items, radius, device), at, complaints
 
 
 def _gaussian(box: int, width: float) -> np.ndarray:
@@ -143,13 +151,13 @@ def ceilings(lines: list[str], device: Device, size: int) -> dict[str, float]:
     xp = device.xp
     with device.active():
         a, b = (device.put(np.random.default_rng(i).random((size, size), np.float32)) for i in (0, 1))
-        big = xp.ones(size * size, np.float32)
+        big, other = xp.ones((2, 8 * size * size), np.float32)  # several times what a cache holds
         host = np.ones(size * size, np.float32)
     flop = 2.0 * size**3
     rates = {
         "fp32": flop / median_time(device, lambda: device.matmul(a, b)),
         "tf32": flop / median_time(device, lambda: device.matmul(a, b, tf32=True)),
-        "copy": 2.0 * big.nbytes / median_time(device, lambda: big.copy()),
+        "copy": 2.0 * big.nbytes / median_time(device, lambda: xp.copyto(other, big)),
         "upload": host.nbytes / median_time(device, lambda: device.upload(host)),
     }
     table = Table(lines, "Ceilings, measured", "what", "rate")
@@ -161,12 +169,16 @@ def ceilings(lines: list[str], device: Device, size: int) -> dict[str, float]:
 
 
 def kernels(
-    lines: list[str], device: Device, rates: dict[str, float], sizes: Iterable[tuple[int, int]], particles: int
+    lines: list[str], device: Device, rates: dict[str, float], sizes: Iterable[tuple[int, int]], particles: int, order: int
 ) -> None:
-    """The E-step's product in its own shapes, the projector and its adjoint, against what the ceilings allow."""
+    """The E-step's product, the projector, its adjoint and the M-step in their own shapes, against what the ceilings allow.
+
+    Bytes: what goes in read once, what comes out written once, and what lies between two kernels written and read.
+    """
     table = Table(lines, "Kernels", "box, radius", "what", "counted", "ms", "rate", "of the ceiling")
     for box, radius in sizes:
-        for what, work, size, kind in _kernel_work(device, box, radius, particles):
+        timed = [*_kernel_work(device, box, radius, particles, order), _m_step(device, box, radius, 10 * particles)]
+        for what, work, size, kind in timed:
             seconds = median_time(device, work)
             if kind == "copy":
                 counted, rate = f"{size / 1e9:.2f} GB", f"{size / seconds / 1e9:.0f} GB/s"
@@ -177,21 +189,24 @@ def kernels(
             table.row(f"{box}, {radius}", what, counted, 1e3 * seconds, rate, share)
 
 
-def _kernel_work(device: Device, box: int, radius: int, particles: int) -> list[tuple[str, Callable, float, str]]:
-    """What is timed, how, its FLOPs or bytes, and which ceiling it is held against."""
+Timed = tuple[str, Callable[[], object], float, str]  # what is timed, how, FLOPs or bytes, and the ceiling it is held against
+
+
+def _kernel_work(device: Device, box: int, radius: int, particles: int, order: int) -> list[Timed]:
+    """The E-step's product of some particles' shifts, and the projector, with all orientations of a grid."""
     made_up, settings = MadeUp(box, 512 / box, 64, pool=2), vk.Settings(**TUTORIAL)
     state = initial_state(made_up, settings, Backend(available_cores()))
     search = make_search(state, settings, made_up, Backend(1, (device,)), radius, np.arange(64))
-    engine, n, grid = Engine(search, device), len(half_ball(radius)), orientation_grid(2, "C6")
+    engine, grid = Engine(search, device), orientation_grid(order, "C6")
     rng = np.random.default_rng(0)
     with device.active():
         turns = turns_of(grid, 3.0, np.arange(len(grid)))
         projector, cube = engine.projector(radius), engine.cube(radius, 0)
-        rows = projector.rotate(cube, turns)
-        shifts = search.shifts(False)
+        n, shifts, rows = len(projector.order), search.shifts(False), projector.rotate(cube, turns)
         moved = device.put(rng.normal(size=(particles * len(shifts), 2 * n)).astype(np.float32))
         real = interleaved(rows, engine.real)
         values, weights = device.xp.stack([rows, rows]), device.xp.ones((2, *rows.shape), np.float32)
+        out = device.xp.zeros((2, 3, projector.projector.grid.size))
     flop = 2.0 * len(moved) * len(real) * 2 * n
     slabs = 8.0 * len(turns.tilts) * projector.slab_size
     scattered = 3.0 * rows.nbytes + 6 * slabs + 48 * cube.shape[1]
@@ -199,8 +214,26 @@ def _kernel_work(device: Device, box: int, radius: int, particles: int) -> list[
         ("E-step product, fp32", lambda: device.matmul(moved, real), flop, "fp32"),
         ("E-step product, TF32", lambda: device.matmul(moved, real, tf32=True), flop, "tf32"),
         ("rotate", lambda: projector.rotate(cube, turns), 2 * slabs + rows.nbytes + cube.nbytes, "copy"),
-        ("scatter", lambda: projector.scatter(turns, values, weights), scattered, "copy"),
+        ("scatter", lambda: projector.scatter(turns, values, weights, out), scattered, "copy"),
     ]
+
+
+def _m_step(device: Device, box: int, radius: int, particles: int) -> Timed:
+    """All sums of some particles, from their posteriors on the second level."""
+    made_up, settings = MadeUp(box, 512 / box, particles), vk.Settings(**TUTORIAL)
+    state, index = initial_state(made_up, settings, Backend(available_cores())), np.arange(particles)
+    search = make_search(state, settings, made_up, Backend(1, (device,)), radius, index)
+    engine, coarse, level = Engine(search, device), search.levels[0].grid, search.levels[-1]
+    with device.active():
+        batch, _ = make_batch(engine, state, made_up, index)
+        found = run_search(engine, batch, None, lambda fraction: None)
+    projector, shifts = engine.projector(radius), search.shifts(level.fine_shifts)
+    rows = Rows.of(found.entries, level.grid).orientation
+    directions = len(np.unique(rows // level.grid.n_psi))
+    voxels = 24.0 * len(index) + 8 * len(shifts) + (2 * 8 + 2 * 24) * len(rows)  # particles, phases, references, residuals
+    size = len(projector.order) * voxels + (8 + 24) * 2.0 * directions * projector.slab_size
+    what = f"M-step, {len(index)} particles on {len(rows)} rotations"
+    return what, lambda: accumulate(engine, batch, found, 1, coarse, lambda fraction: None), size, "copy"
 
 
 def mini_batches(lines: list[str], backend: Backend, boxes: Iterable[int], batches: Iterable[int], steps: int) -> None:
@@ -239,17 +272,21 @@ def scaling(lines: list[str], backend: Backend, rows: Iterable[int], size: int, 
         table.row(n, seconds, f"{seconds / first:.2f}")
 
 
-def reading(lines: list[str]) -> None:
-    """From disc to half-balls, on all cores."""
-    table = Table(lines, "Reading and conversion, on the CPU", "what", "particles", "ms per particle", "cores")
-    for kind in ("stacks2d", "volumes3d"):
+def reading(lines: list[str], device: Device) -> None:
+    """From disc to half-balls, read on all cores."""
+    table = Table(lines, f"Reading and conversion, {available_cores()} cores", "what", "converted by", "particles",
+                  "ms per particle")  # fmt: skip
+    for kind, where in (("stacks2d", HOST), ("stacks2d", device), ("volumes3d", HOST)):
         job = vk.Session(DATA / kind / "optimisation_set.star", vk.Settings(**TUTORIAL))
         index = np.arange(len(job.particles))
-        job._source.fetch(index[:4], 16)
-        job.free()
-        began = time.perf_counter()
-        job._source.fetch(index, 16)
-        table.row(kind, len(index), 1e3 * (time.perf_counter() - began) / len(index), available_cores())
+        with where.active():
+            job._source.fetch_on(where, index[:16], 16)
+            job.free()
+            where.synchronize()
+            began = time.perf_counter()
+            job._source.fetch_on(where, index, 16)
+            where.synchronize()
+        table.row(kind, where.description, len(index), 1e3 * (time.perf_counter() - began) / len(index))
 
 
 def whole_job(lines: list[str], device: str, rows: int, distinct: int, box: int, steps: int) -> None:
@@ -309,10 +346,11 @@ def measure(lines: list[str], options: argparse.Namespace, backend: Backend) -> 
     device, quick = backend.devices[0], options.quick
     good = agreement(lines, options.device)
     rates = ceilings(lines, device, 256 if quick else 8192)
-    kernels(lines, device, rates, [(16, 6)] if quick else [(40, 12), (64, 16), (64, 24), (96, 32)], 2 if quick else 64)
+    kernels(lines, device, rates, [(16, 6)] if quick else [(40, 12), (64, 16), (64, 24), (96, 32)], 2 if quick else 64,
+            1 if quick else 3)  # fmt: skip
     mini_batches(lines, backend, [16] if quick else [40, 64, 96], [6] if quick else [200, 1000], 3 if quick else 6)
     scaling(lines, backend, [20, 40] if quick else [1000, 10_000, 100_000], 6 if quick else 1000, 4 if quick else 7)
-    reading(lines)
+    reading(lines, device)
     whole_job(lines, options.device, 40 if quick else options.rows, 20 if quick else options.distinct, 32 if quick else 64,
               3 if quick else 100)  # fmt: skip
     return good

@@ -8,21 +8,29 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vdamkit.backend import Backend
+from vdamkit.backend.device import HOST, Device
 from vdamkit.errors import ParticleError
 from vdamkit.imaging.convert import HalfBallParticle, ImagingOptions, to_half_ball
+from vdamkit.imaging.device_convert import stacks_to_half_balls, upload_half_balls
 from vdamkit.imaging.halfball import half_ball
+from vdamkit.io.particle import TiltStack, Volume
 from vdamkit.io.particles import ParticleSet
+
+
+READERS = 3  # threads that read for a device; more of them only keep the one that launches its work from the interpreter
 
 
 class ParticleSource:
     """The particles of a job as the algorithm wants them (`vdam.start.Particles`).
 
     A particle is read once and kept, least recently used first out, within `settings.memory_budget`. If the whole set
-    fits it is kept at full resolution, otherwise cropped to the resolution in use when it was read.
+    fits it is kept at full resolution, otherwise cropped to the resolution in use when it was read. Stacks that a device
+    converts are kept as they were read.
     """
 
     def __init__(self, particles: ParticleSet, settings, backend: Backend):
@@ -33,9 +41,7 @@ class ParticleSource:
         self.n_optics = len(particles.optics)
         self.angles, self.offsets = particles.angles, particles.origins
         self.angle_priors, self.offset_priors = particles.angle_priors, particles.origin_priors
-        self._kept: OrderedDict[int, HalfBallParticle] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._kept = Kept(int(settings.memory_budget * 2**30))
 
     def __len__(self) -> int:
         return len(self.particles)
@@ -57,7 +63,8 @@ class ParticleSource:
         same = replace_key(settings) == replace_key(self.settings)
         other = ParticleSource(self.particles, settings, backend)
         if same:
-            other._kept, other._bytes, other._lock = self._kept, self._bytes, self._lock
+            other._kept = self._kept
+            other._kept.budget = int(settings.memory_budget * 2**30)
         return other
 
     def fetch(self, index: np.ndarray, radius: int) -> tuple[list[HalfBallParticle], np.ndarray, list[str]]:
@@ -72,22 +79,48 @@ class ParticleSource:
         found = [replace(results[j].crop(n), radius=radius) for j in at]
         return found, at, [item for item in results if isinstance(item, str)]
 
+    def fetch_on(self, device: Device, index: np.ndarray, radius: int) -> tuple[tuple[Any, Any, Any], np.ndarray, list[str]]:
+        """As :meth:`fetch`, on a device: masked and unmasked b, and w, `(p, n)` each; tilt stacks are converted there."""
+        if device is HOST or self.mask_ndim == 3:
+            items, at, complaints = self.fetch(index, radius)
+            return upload_half_balls(items, radius, device), at, complaints
+        with self.backend.limits():
+            readers = replace(self.backend, threads=min(self.backend.threads, READERS))
+            results = readers.map(lambda i: self._read(int(i)), index)
+        at = [j for j, item in enumerate(results) if not isinstance(item, str)]
+        arrays = stacks_to_half_balls([results[j] for j in at], self.options(radius), device)
+        measured = device.get(arrays[2].any(1))
+        for j, good in zip(at, measured, strict=True):
+            results[j] = results[j] if good else str(_nothing_measured(index[j]))
+        if not measured.all():
+            arrays = tuple(array[device.put(np.flatnonzero(measured))] for array in arrays)
+        return arrays, np.array(at, int)[measured], [item for item in results if isinstance(item, str)]
+
     def _get(self, i: int, radius: int) -> HalfBallParticle | str:
-        with self._lock:
-            kept = self._kept.get(i)
-            if kept is not None and kept.radius >= radius:
-                self._kept.move_to_end(i)
-                return kept
+        kept = self._kept.get((i, "half-ball"))
+        if kept is not None and kept.radius >= radius:
+            return kept
         try:
             particle = to_half_ball(self._load(i), self.options(self._radius_to_keep(radius)))
             if not particle.weight.any():
-                raise ParticleError(f"particle {i + 1} has no measured Fourier voxel; leave it out", index=i)
+                raise _nothing_measured(i)
         except ParticleError as problem:
             return str(problem)
-        self._keep(i, particle)
+        self._kept.put((i, "half-ball"), particle, particle.nbytes)
         return particle
 
-    def _load(self, i: int):
+    def _read(self, i: int) -> TiltStack | str:
+        """A stack as it lies in its file, kept; or what is wrong with it."""
+        stack = self._kept.get((i, "stack"))
+        if stack is None:
+            try:
+                stack = self._load(i)
+            except ParticleError as problem:
+                return str(problem)
+            self._kept.put((i, "stack"), stack, stack.images.nbytes)
+        return stack
+
+    def _load(self, i: int) -> TiltStack | Volume:
         if self.settings.scratch_dir is None:
             return self.particles.load(i)
         return self.particles.load(i, locate=self._on_scratch)
@@ -111,21 +144,47 @@ class ParticleSource:
         """Memory of one particle on a half-ball: two complex arrays and a real one."""
         return len(half_ball(radius)) * 5 * np.dtype(self.settings.real).itemsize
 
-    def _keep(self, i: int, particle: HalfBallParticle) -> None:
-        budget = self.settings.memory_budget * 2**30
-        with self._lock:
-            old = self._kept.pop(i, None)
-            self._bytes += particle.nbytes - (old.nbytes if old else 0)
-            self._kept[i] = particle
-            while self._bytes > budget and self._kept:
-                _, dropped = self._kept.popitem(last=False)
-                self._bytes -= dropped.nbytes
-
     def forget(self) -> None:
         """Give back the memory of all kept particles."""
+        self._kept.clear()
+
+
+class Kept:
+    """What was read or made, least recently used first out beyond a budget in bytes; for several threads."""
+
+    def __init__(self, budget: int):
+        self.budget, self.bytes = budget, 0
+        self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: Hashable) -> Any:
+        """The item, or None."""
         with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+            if key not in self._items:
+                return None
+            self._items.move_to_end(key)
+            return self._items[key][0]
+
+    def put(self, key: Hashable, item: Any, size: int) -> None:
+        """Keep an item of so many bytes in place of what was kept under that key."""
+        with self._lock:
+            self.bytes += size - self._items.pop(key, (None, 0))[1]
+            self._items[key] = item, size
+            while self.bytes > self.budget and self._items:
+                self.bytes -= self._items.popitem(last=False)[1][1]
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._items.clear()
+            self.bytes = 0
+
+
+def _nothing_measured(i: int) -> ParticleError:
+    return ParticleError(f"particle {i + 1} has no measured Fourier voxel; leave it out", index=i)
 
 
 def replace_key(settings) -> tuple:

@@ -9,6 +9,9 @@ import vdamkit as vk
 from vdamkit.backend.cuda import CudaDevice
 from vdamkit.backend.device import OutOfDeviceMemory
 from vdamkit.errors import InputError, SettingsError
+from vdamkit.imaging.device_projector import DeviceProjector
+from vdamkit.imaging.halfball import half_ball
+from vdamkit.imaging.projector import get_projector
 from vdamkit.vdam.batched.store import Store
 
 OPTIONS = {"mini_batches": 12, "symmetry": "C1", "mask_diameter": 220.0, "batch_initial": 10, "batch_final": 12, "threads": 1,
@@ -101,7 +104,7 @@ def test_everyone_is_scored_on_the_device(cuda, few_particles):
 def test_memory_that_runs_out(stub, few_particles, on_cpu):
     """A limit that the first plan exceeds: smaller pieces, told in the report; the result is the same."""
     job = session(few_particles)
-    stub.limit(0, 12_000_000)
+    stub.limit(0, 16_000_000)
     try:
         job.run(3)
     finally:
@@ -200,19 +203,17 @@ class Numbered:
     def __len__(self):
         return 50
 
-    def fetch(self, index, radius):
-        from vdamkit.imaging.convert import HalfBallParticle
-        from vdamkit.imaging.halfball import half_ball
-
+    def fetch_on(self, device, index, radius):
         self.asked += index.tolist()
-        n = len(half_ball(radius))
         at = np.flatnonzero(index != 7)
-        items = [HalfBallParticle(radius, *(np.full(n, i, d) for d in ("c8", "c8", "f4"))) for i in index[at]]
-        return items, at, ["particle 8 is unreadable"] * (len(index) - len(at))
+        numbers = np.repeat(index[at, None], len(half_ball(radius)), 1)
+        arrays = tuple(device.put(numbers.astype(kind)) for kind in ("c8", "c8", "f4"))
+        return arrays, at, ["particle 8 is unreadable"] * (len(index) - len(at))
 
 
 def held(store, particles, index, radius=3):
-    (masked, unmasked, weight), at, complaints = store.gather(particles, np.array(index), radius)
+    projector = DeviceProjector(get_projector(16, radius, "float32"), store.device)
+    (masked, unmasked, weight), at, complaints = store.gather(particles, np.array(index), projector)
     for array in (masked, unmasked, weight):
         assert [int(v) for v in store.device.get(array)[:, -1].real] == [index[j] for j in at]
     return complaints
@@ -247,11 +248,11 @@ def test_store_fetches_ahead(stub):
 
 def test_an_error_while_fetching_ahead_is_met_again_where_it_counts(stub):
     class Broken(Numbered):
-        def fetch(self, index, radius):
+        def fetch_on(self, device, index, radius):
             raise InputError("the disc is gone")
 
     store = Store(CudaDevice(0), 5, np.dtype(np.float32), 6)
     store.fetch_ahead(Broken(), np.array([4]), np.array([1]))
     with pytest.raises(InputError, match="disc is gone"):
-        store.gather(Broken(), np.array([4]), 3)
+        held(store, Broken(), [4])
     held(store, Numbered(), [4, 5])

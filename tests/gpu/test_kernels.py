@@ -80,14 +80,22 @@ def test_projector_kernels(both, real):
     cube, half_width = p.prepare(rng.normal(size=(16,) * 3)), p.grid.half_width
     (slabs,) = both("tilt", [cube, moved, *source, half_width], [np.zeros((d, tables.slab_size), p.complex)])
     where = (number.astype(np.int32), psi.astype(np.int32))
-    rows = np.zeros((len(orientations), len(p.ball)), p.complex)
-    both("spin", [slabs, *where, *tables._taps(grid.psis), tables.place, p.radius, p.width], [rows])
+    rows = np.zeros((len(orientations), len(tables.order)), p.complex)
+    both("spin", [slabs, *where, *tables._taps(grid.psis), tables.pair, tables.depth, p.width], [rows])
     values, weights = complex_normal(rng, real, 2, *rows.shape), rng.random((2, *rows.shape)).astype(real)
     empty = [np.zeros((2, d, tables.slab_size), p.complex), np.zeros((2, d, tables.slab_size), real)]
-    columns = tables._columns(grid.psis)
-    back = both("spin_adjoint", [values, weights, turns.row_start, where[1], *columns, 2.3, tables.place, p.radius], empty)
-    sums = np.zeros((2, 3, p.grid.size), np.int64)
-    both("tilt_adjoint", [*back, moved, *source, half_width, (2.0**40, 2.0**42)], [sums])
+    sources = tables._sources(grid.psis)
+    back = both("spin_adjoint", [values, weights, turns.row_start, where[1], *sources, 2.3, tables.depth, p.width], empty)
+    sums, owner = np.zeros((2, 2, 3, p.grid.size), np.int64), (np.arange(d) % 2).astype(np.int32)
+    both("tilt_adjoint", [*back, moved, owner, *source, half_width, (2.0**40, 2.0**42)], [sums])
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_collect(both, real):
+    rng = np.random.default_rng(0)
+    rows, order = rng.integers(0, 5, 9).astype(np.int32), rng.permutation(300).astype(np.int32) - 1
+    for values in (normal(rng, real, 5, 400), complex_normal(rng, real, 5, 400)):
+        both("collect", [values, rows, order], [np.zeros((9, 300), values.dtype)])
 
 
 @pytest.mark.parametrize("real", REALS)
@@ -183,14 +191,16 @@ def test_scattering_does_not_depend_on_the_order(cuda):
     """Whole-number sums: directions in another order, and twice the same, bit for bit."""
     device, rng = CudaDevice(0), np.random.default_rng(5)
     tables = DeviceProjector(Projector(16, 5), device)
-    grid, n = orientation_grid(1), len(tables.projector.ball)
+    grid, n = orientation_grid(1), len(tables.order)
     tilts, number = grid.tilts(0.0), np.arange(grid.n_directions)
     values, weights = complex_normal(rng, np.float32, 2, len(number), n), rng.random((2, len(number), n)).astype(np.float32)
 
     def scattered(order):
         turns = Turns(tilts[order], number, np.zeros(len(number), int), np.zeros(1))
         with device.active():
-            return tables.scatter(turns, device.put(values[:, order]), device.put(weights[:, order]))
+            out = device.xp.zeros((2, 3, tables.projector.grid.size))
+            tables.scatter(turns, device.put(values[:, order]), device.put(weights[:, order]), out)
+            return device.get(out)
 
     first = scattered(number)
     np.testing.assert_array_equal(first, scattered(number))

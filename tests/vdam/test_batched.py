@@ -21,6 +21,7 @@ from vdamkit.vdam.advance import advance
 from vdamkit.vdam.batched import accumulate as batched_sums
 from vdamkit.vdam.batched import posterior as batched
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
+from vdamkit.vdam.batched.entries import Entries
 from vdamkit.vdam.search import Candidates, Level
 
 BOX, RADIUS, COARSE = 12, 5, orientation_grid(0)
@@ -43,18 +44,29 @@ def problem(levels, n=7, classes=2, seed=1, snr=0.01, **changes):
     return search, batch, raw
 
 
-def on_device(device, batch, raw) -> DeviceBatch:
-    put = device.put
-    return DeviceBatch(batch.index, put(batch.masked), put(batch.unmasked), put(batch.weight), put(raw.masked),
-                       put(raw.weight), batch.offsets, batch.offset_priors, batch.centre, raw.optics)  # fmt: skip
+def on_device(engine, batch, raw) -> DeviceBatch:
+    """The same particles with their voxels in the device's order."""
+    in_order = engine.projector(engine.search.levels[-1].radius).in_order
+    arrays = (engine.device.put(in_order(a)) for a in (batch.masked, batch.unmasked, batch.weight, raw.masked, raw.weight))
+    return DeviceBatch(batch.index, *arrays, batch.offsets, batch.offset_priors, batch.centre, raw.optics)
+
+
+def entries_of(candidates) -> Entries:
+    """Candidates of single particles as one."""
+    sizes = [len(c.orientations) for c in candidates]
+    columns = (np.concatenate([getattr(c, name) for c in candidates]) for name in ("classes", "orientations"))
+    shifts = [c.shifts for c in candidates]
+    start = np.append(0, np.cumsum([len(s) for s in shifts]))
+    return Entries(np.repeat(np.arange(len(candidates)), sizes), *columns, start, np.concatenate(shifts))
 
 
 def both(search, batch, raw, device, start=None):
     """Posteriors and sums of both engines: (threaded posteriors, sums), (batched samples, sums)."""
     posteriors = threaded.run_search(search, batch, start, tick)
     sums = threaded_sums.accumulate(search, batch, raw, posteriors, 2, COARSE, tick)
-    engine, particles = Engine(search, device), on_device(device, batch, raw)
-    found = batched.run_search(engine, particles, start, tick)
+    engine = Engine(search, device)
+    particles = on_device(engine, batch, raw)
+    found = batched.run_search(engine, particles, None if start is None else entries_of(start), tick)
     return (posteriors, sums), (found, batched_sums.accumulate(engine, particles, found, 2, COARSE, tick))
 
 

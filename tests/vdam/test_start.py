@@ -8,6 +8,7 @@ from helpers_vdamkit import Blobs, random_rotations
 
 from vdamkit.backend import get_backend
 from vdamkit.imaging.convert import HalfBallParticle
+from vdamkit.imaging.device_convert import upload_half_balls
 from vdamkit.imaging.halfball import fourier_grid, gather_half_ball, half_ball, map_to_fourier
 from vdamkit.imaging.projector import Projector
 from vdamkit.settings import Settings
@@ -47,6 +48,10 @@ class Memory:
     def fetch(self, index, radius):
         n = len(half_ball(radius))
         return [replace(self.items[i].crop(n), radius=radius) for i in index], np.arange(len(index)), []
+
+    def fetch_on(self, device, index, radius):
+        items, at, complaints = self.fetch(index, radius)
+        return upload_half_balls(items, radius, device), at, complaints
 
 
 POWER = float((OBJECT.map(BOX) ** 2).sum()) / BOX**6
@@ -107,9 +112,9 @@ PROJECTOR = Projector(BOX, 10, np.float64)
 
 
 def accuracy(factor: float) -> tuple[float, float]:
-    reference = PROJECTOR.prepare(OBJECT.map(BOX))
+    volume = OBJECT.map(BOX)
     weights = np.tile(PROJECTOR.ball.weight * factor / POWER, (6, 1))
-    return alignment_accuracy([reference], PROJECTOR, CPU, weights, random_rotations(6, 1), BOX, np.random.default_rng(2))
+    return alignment_accuracy([volume], PROJECTOR, CPU, weights, random_rotations(6, 1), np.random.default_rng(2))
 
 
 def test_more_weight_means_better_accuracy():
@@ -125,18 +130,18 @@ def test_accuracy_of_shifts_from_its_definition():
     """The shift at which sum w |A|² (1 - cos) reaches the threshold, for a spherical object, where all axes are alike."""
     ball = PROJECTOR.ball
     blob = Blobs(np.ones(1), np.zeros((1, 3)), np.array([1.5]))
-    reference, power = PROJECTOR.prepare(blob.map(BOX)), blob.transform(ball.k, BOX).real ** 2
+    volume, power = blob.map(BOX), blob.transform(ball.k, BOX).real ** 2
     weight = ball.weight * 3.0 / power.sum() * 20
-    _, found = alignment_accuracy([reference], PROJECTOR, CPU, weight[None], np.eye(3)[None], BOX, np.random.default_rng(0))
+    _, found = alignment_accuracy([volume], PROJECTOR, CPU, weight[None], np.eye(3)[None], np.random.default_rng(0))
     cost = (weight * power * (1 - np.cos(2 * np.pi / BOX * found * ball.k[:, 0]))).sum()
     assert cost == pytest.approx(-np.log(0.01), rel=0.12)
 
 
 def test_best_class_counts():
-    references = [PROJECTOR.prepare(OBJECT.map(BOX) * s) for s in (0.01, 1.0)]
+    volumes = [OBJECT.map(BOX) * s for s in (0.01, 1.0)]
     weights = np.tile(PROJECTOR.ball.weight * 16 / POWER, (3, 1))
-    both = alignment_accuracy(references, PROJECTOR, CPU, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
-    worse = alignment_accuracy(references[:1], PROJECTOR, CPU, weights, random_rotations(3, 1), BOX, np.random.default_rng(2))
+    both = alignment_accuracy(volumes, PROJECTOR, CPU, weights, random_rotations(3, 1), np.random.default_rng(2))
+    worse = alignment_accuracy(volumes[:1], PROJECTOR, CPU, weights, random_rotations(3, 1), np.random.default_rng(2))
     assert both[0] < worse[0]
 
 

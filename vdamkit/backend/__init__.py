@@ -66,12 +66,13 @@ class Backend:
 
         Multi-threaded OpenBLAS slows down 20-30 times as soon as another process wants the cores, and a notebook always
         shares them (browser, viewer, other kernels). Workers leave the interpreter for a fraction of a millisecond at a
-        time; with Python's usual 5 ms between hand-overs two of them are hardly faster than one.
+        time; with Python's usual 5 ms between hand-overs two of them are hardly faster than one. With a device one thread
+        launches thousands of kernels, and leaves the interpreter for a moment at each, while others read particles.
 
         Several sessions may compute side by side: the limit goes when the last of them leaves, as BLAS on more threads rounds
         differently and results must not depend on who else computes.
         """
-        _QUIET.enter(quick=self.threads > 1)
+        _QUIET.enter(hand_over=2e-5 if self.on_device else 2e-4 if self.threads > 1 else None)
         try:
             yield
         finally:
@@ -87,15 +88,16 @@ class _Quiet:
         self._blas: threadpool_limits | None = None
         self._interval: float | None = None  # of hand-over, to be put back
 
-    def enter(self, *, quick: bool) -> None:
+    def enter(self, *, hand_over: float | None) -> None:
+        """Begin; `hand_over`: seconds after which a waiting thread gets the interpreter."""
         with self._lock:
             if self._inside == 0:
                 _take_control()
                 self._blas = threadpool_limits(1, user_api="blas")
             self._inside += 1
-            if quick and self._interval is None:
-                self._interval = sys.getswitchinterval()
-                sys.setswitchinterval(2e-4)
+            if hand_over is not None and (self._interval is None or hand_over < sys.getswitchinterval()):
+                self._interval = sys.getswitchinterval() if self._interval is None else self._interval
+                sys.setswitchinterval(hand_over)
 
     def leave(self) -> None:
         with self._lock:

@@ -168,29 +168,38 @@ class CudaKernels:
             np.int32(cube.shape[1]), np.int32(slabs.shape[1]), slabs,
         )  # fmt: skip
 
-    def tilt_adjoint(self, slabs, slab_weights, turns, source, source_at, half_width, scales, sums) -> None:
+    def tilt_adjoint(self, slabs, slab_weights, turns, owner, source, source_at, half_width, scales, sums) -> None:
         n = source.shape[1]
         self._run(
-            "tilt_adjoint", turns.dtype, (len(turns), _blocks(n), 2), slabs, slab_weights, turns, source, source_at,
-            np.int32(n), np.int32(half_width), np.int32(sums.shape[2]), np.int32(slabs.shape[2]), np.int32(len(turns)),
+            "tilt_adjoint", turns.dtype, (len(turns), _blocks(n), 2), slabs, slab_weights, turns, owner, source, source_at,
+            np.int32(n), np.int32(half_width), np.int32(sums.shape[-1]), np.int32(slabs.shape[2]), np.int32(len(turns)),
             np.float64(scales[0]), np.float64(scales[1]), sums,
         )  # fmt: skip
 
-    def spin(self, slabs, direction, psi, first, taps, place, radius, width, rows) -> None:
-        n = len(place)
+    def spin(self, slabs, direction, psi, first, taps, pair, depth, width, rows) -> None:
+        n = len(pair)
         self._run(
-            "spin", taps.dtype, (len(rows), _blocks(n)), slabs, direction, psi, first, taps, place, np.int32(n // radius),
-            np.int32(radius), np.int32(width), np.int32(rows.shape[1]), rows,
+            "spin", taps.dtype, (len(rows) * _blocks(n),), slabs, direction, psi, first, taps, pair, np.int32(taps.shape[1]),
+            np.int32(depth), np.int32(width), np.int32(n), rows,
         )  # fmt: skip
 
     def spin_adjoint(
-        self, values, weights, row_start, psi, tap_start, tap_disc, tap_weight, absolute_sum, place, radius, slabs, slab_weights
+        self, values, weights, row_start, psi, source_start, source, source_weight, absolute_sum, depth, width, slabs,
+        slab_weights,
     ) -> None:  # fmt: skip
-        columns, real = tap_start.shape[1] - 1, tap_weight.dtype
+        patches, real, directions = -(-width // 2), source_weight.dtype, len(row_start) - 1
+        blocks = directions * _blocks(patches**2 * depth // 2)
         self._run(
-            "spin_adjoint", real, (len(row_start) - 1, _blocks(columns * radius), 2), values, weights, row_start, psi,
-            tap_start, tap_disc, tap_weight, real.type(absolute_sum), place, np.int32(columns), np.int32(radius),
-            np.int32(values.shape[2]), np.int32(values.shape[1]), np.int32(slabs.shape[1]), slabs, slab_weights,
+            "spin_adjoint", real, (blocks,), values, weights, row_start, psi, source_start, source, source_weight,
+            real.type(absolute_sum), np.int32(patches), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
+            np.int32(values.shape[1]), np.int32(directions), slabs, slab_weights,
+        )  # fmt: skip
+
+    def collect(self, values, rows, order, out) -> None:
+        complex_kind = np.dtype(values.dtype).kind == "c"
+        self._run(
+            "collect" if complex_kind else "collect_real", out.real.dtype, (len(rows), _blocks(len(order))), values,
+            np.int32(values.shape[1]), rows, order, np.int32(len(order)), out,
         )  # fmt: skip
 
     def phases(self, turns, k, out) -> None:

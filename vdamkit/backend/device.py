@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 
 from vdamkit.errors import VdamkitError
 
+T = TypeVar("T")
 SHARE_OF_FREE = 0.85  # of a device's free memory that a mini-batch may take
 
 
@@ -34,14 +36,18 @@ class Device:
     name = "host"
 
     def __init__(self, memory: int | None = None):
-        from vdamkit.backend import twins
-
         self.xp: Any = np
-        self.kernels: Any = twins
         self.memory = memory
         self.tables: dict = {}  # what stays on the device from mini-batch to mini-batch, by whoever made it
         self.halvings = 0
         self.kept = 0
+
+    @cached_property
+    def kernels(self) -> Any:
+        """The functions of `twins`, as the device computes them."""
+        from vdamkit.backend import twins
+
+        return twins
 
     @property
     def description(self) -> str:
@@ -109,6 +115,16 @@ class Device:
 
 
 HOST = Device()
+
+
+def or_on_host(device: Device, work: Callable[[Device], T]) -> T:
+    """``work(device)``, or ``work(HOST)`` where the device has no memory for it."""
+    try:
+        with device.active():
+            return work(device)
+    except OutOfDeviceMemory:
+        device.release()
+        return work(HOST)
 
 
 def round_to_tf32(values: np.ndarray) -> np.ndarray:

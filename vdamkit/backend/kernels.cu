@@ -5,6 +5,14 @@
 #define TILE 32     // rotations and shifts of one block of `score`
 #define DEPTH 16    // voxels that it holds in shared memory at a time
 #define THREADS 256
+#define KZ_BITS 10  // of a voxel's cell, see twins.py
+
+struct __align__(4 * sizeof(REAL)) Four {
+  REAL of[4];
+};
+struct __align__(2 * sizeof(REAL)) Two {
+  REAL of[2];
+};
 
 __device__ __forceinline__ COMPLEX complex_of(REAL re, REAL im) {
   COMPLEX z;
@@ -68,10 +76,10 @@ __device__ __forceinline__ void add_whole(long long* sum, double value) {
 }
 
 extern "C" __global__ void tilt_adjoint(const COMPLEX* __restrict__ slabs, const REAL* __restrict__ slab_weights,
-                                        const REAL* __restrict__ turns, const REAL* __restrict__ source,
-                                        const int* __restrict__ source_at, int n_source, int half_width, int size,
-                                        int slab_size, int n_directions, double scale, double weight_scale,
-                                        long long* __restrict__ sums) {
+                                        const REAL* __restrict__ turns, const int* __restrict__ owner,
+                                        const REAL* __restrict__ source, const int* __restrict__ source_at, int n_source,
+                                        int half_width, int size, int slab_size, int n_directions, double scale,
+                                        double weight_scale, long long* __restrict__ sums) {
   int i = blockIdx.y * blockDim.x + threadIdx.x;
   long long d = blockIdx.x;
   int half = blockIdx.z;
@@ -81,66 +89,100 @@ extern "C" __global__ void tilt_adjoint(const COMPLEX* __restrict__ slabs, const
   REAL weight = slab_weights[at];
   if (value.x == 0 && value.y == 0 && weight == 0) return;
   Corners c = corners_of(turns + 9 * d, source[i], source[n_source + i], source[2 * n_source + i], half_width);
-  long long* mine = sums + 3LL * half * size;
+  long long* mine = sums + 3LL * (2 * owner[d] + half) * size;
   for (int j = 0; j < 8; j++) {
     long long to = c.base + c.offset[j];
     add_whole(mine + to, scale * c.weight[j] * value.x);
     add_whole(mine + size + to, scale * c.weight[j] * value.y * c.sign);
-    add_whole(mine + 2LL * size + to, weight_scale * c.weight[j] * weight);
+    if (weight != 0) add_whole(mine + 2LL * size + to, weight_scale * c.weight[j] * weight);
   }
 }
 
 // in-plane turns ----------------------------------------------------------------------------------------------------------
 
+// Blocks are numbered rows (or directions) first to last, each with all of its voxels: what they share stays in the cache.
+// Every thread takes two neighbouring kz of a column; columns begin at even numbers and have even lengths.
+
 extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __restrict__ direction,
                                 const int* __restrict__ psi, const int* __restrict__ first, const REAL* __restrict__ taps,
-                                const int* __restrict__ place, int n_disc, int radius, int width, int n_voxels,
+                                const unsigned* __restrict__ pair, int n_disc, int depth, int width, int n_pairs,
                                 COMPLEX* __restrict__ rows) {
-  int at = blockIdx.y * blockDim.x + threadIdx.x;  // disc point × kz
-  long long r = blockIdx.x;
-  if (at >= n_disc * radius || place[at] < 0) return;
-  int disc = at / radius, kz = at % radius;
+  int chunks = (n_pairs + blockDim.x - 1) / blockDim.x;
+  int p = blockIdx.x % chunks * blockDim.x + threadIdx.x;
+  long long r = blockIdx.x / chunks;
+  if (p >= n_pairs) return;
+  int disc = pair[p] >> KZ_BITS, kz = pair[p] & ((1u << KZ_BITS) - 1);
   long long turned = (long long)psi[r] * n_disc + disc;
-  const REAL *wx = taps + 8 * turned, *wy = wx + 4;
-  const COMPLEX* from = slabs + (long long)direction[r] * width * width * radius + (long long)first[turned] * radius + kz;
-  REAL re = 0, im = 0;
-  for (int y = 0; y < 4; y++)
+  Four wx = ((const Four*)taps)[2 * turned], wy = ((const Four*)taps)[2 * turned + 1];
+  const COMPLEX* from = slabs + (long long)direction[r] * width * width * depth + (long long)first[turned] * depth + kz;
+  Four sum = {{0, 0, 0, 0}};
+#pragma unroll
+  for (int y = 0; y < 4; y++, from += width * depth)
+#pragma unroll
     for (int x = 0; x < 4; x++) {
-      COMPLEX v = from[(long long)(y * width + x) * radius];
-      REAL w = wy[y] * wx[x];
-      re += w * v.x;
-      im += w * v.y;
+      Four two = *(const Four*)(from + x * depth);
+      REAL w = wy.of[y] * wx.of[x];
+      for (int j = 0; j < 4; j++) sum.of[j] += w * two.of[j];
     }
-  rows[r * n_voxels + place[at]] = complex_of(re, im);
+  ((Four*)rows)[r * n_pairs + p] = sum;
 }
 
+// One thread sums up 2 × 2 neighbouring columns of the cylinder, for both halves: what bears on one of them mostly bears on
+// the others too, and is read once.
 extern "C" __global__ void spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights,
                                         const int* __restrict__ row_start, const int* __restrict__ psi,
-                                        const int* __restrict__ tap_start, const int* __restrict__ tap_disc,
-                                        const REAL* __restrict__ tap_weight, REAL absolute_sum,
-                                        const int* __restrict__ place, int n_columns, int radius, int n_voxels, int n_rows,
-                                        int n_directions, COMPLEX* __restrict__ slabs, REAL* __restrict__ slab_weights) {
-  int at = blockIdx.y * blockDim.x + threadIdx.x;  // column of the cylinder × kz
-  int d = blockIdx.x, half = blockIdx.z;
-  if (at >= n_columns * radius) return;
-  int column = at / radius, kz = at % radius;
-  REAL re = 0, im = 0, total = 0;
+                                        const int* __restrict__ source_start, const int2* __restrict__ source,
+                                        const REAL* __restrict__ source_weight, REAL absolute_sum, int patches, int depth,
+                                        int width, int n_voxels, int n_rows, int n_directions, COMPLEX* __restrict__ slabs,
+                                        REAL* __restrict__ slab_weights) {
+  int half_depth = depth / 2, cells = patches * patches * half_depth, chunks = (cells + blockDim.x - 1) / blockDim.x;
+  int at = blockIdx.x % chunks * blockDim.x + threadIdx.x, d = blockIdx.x / chunks;
+  if (at >= cells) return;
+  int patch = at / half_depth, kz = at % half_depth * 2;
+  Four sum[2][4] = {};  // by half and column: two complex numbers
+  Two total[2][4] = {};
   for (int r = row_start[d]; r < row_start[d + 1]; r++) {
-    const int* range = tap_start + (long long)psi[r] * (n_columns + 1) + column;
-    long long row = ((long long)half * n_rows + r) * n_voxels;
+    const int* range = source_start + (long long)psi[r] * (patches * patches + 1) + patch;
     for (int e = range[0]; e < range[1]; e++) {
-      int voxel = place[tap_disc[e] * radius + kz];
-      if (voxel < 0) continue;
-      REAL w = tap_weight[e];
-      COMPLEX v = values[row + voxel];
-      re += w * v.x;
-      im += w * v.y;
-      total += fabs(w) * weights[row + voxel];
+      int2 column = source[e];  // its first voxel, and how many it has
+      if (kz >= column.y) continue;
+      Four w = ((const Four*)source_weight)[e];
+      for (int h = 0; h < 2; h++) {
+        long long from = ((long long)h * n_rows + r) * n_voxels + column.x + kz;
+        Four value = *(const Four*)(values + from);
+        Two weight = *(const Two*)(weights + from);
+        for (int j = 0; j < 4; j++) {
+          for (int i = 0; i < 4; i++) sum[h][j].of[i] += w.of[j] * value.of[i];
+          for (int i = 0; i < 2; i++) total[h][j].of[i] += fabs(w.of[j]) * weight.of[i];
+        }
+      }
     }
   }
-  long long to = ((long long)half * n_directions + d) * n_columns * radius + at;
-  slabs[to] = complex_of(re, im);
-  slab_weights[to] = total / absolute_sum;
+  for (int j = 0; j < 4; j++) {
+    int y = patch / patches * 2 + j / 2, x = patch % patches * 2 + j % 2;
+    if (y >= width || x >= width) continue;
+    for (int h = 0; h < 2; h++) {
+      long long to = (((long long)h * n_directions + d) * width * width + y * width + x) * depth + kz;
+      *(Four*)(slabs + to) = sum[h][j];
+      for (int i = 0; i < 2; i++) slab_weights[to + i] = total[h][j].of[i] / absolute_sum;
+    }
+  }
+}
+
+// choosing from arrays ----------------------------------------------------------------------------------------------------
+
+extern "C" __global__ void collect(const COMPLEX* __restrict__ values, int width, const int* __restrict__ rows,
+                                   const int* __restrict__ order, int n, COMPLEX* __restrict__ out) {
+  int v = blockIdx.y * blockDim.x + threadIdx.x;
+  long long r = blockIdx.x;
+  if (v < n) out[r * n + v] = order[v] < 0 ? complex_of(0, 0) : values[(long long)rows[r] * width + order[v]];
+}
+
+extern "C" __global__ void collect_real(const REAL* __restrict__ values, int width, const int* __restrict__ rows,
+                                        const int* __restrict__ order, int n, REAL* __restrict__ out) {
+  int v = blockIdx.y * blockDim.x + threadIdx.x;
+  long long r = blockIdx.x;
+  if (v < n) out[r * n + v] = order[v] < 0 ? REAL(0) : values[(long long)rows[r] * width + order[v]];
 }
 
 // phases and scores -------------------------------------------------------------------------------------------------------
@@ -152,7 +194,9 @@ extern "C" __global__ void phases(const double* __restrict__ turns, const int* _
   if (v >= n_voxels) return;
   double angle = turns[3 * s] * k[3 * v] + turns[3 * s + 1] * k[3 * v + 1] + turns[3 * s + 2] * k[3 * v + 2];
   REAL twice = (REAL)(2 * (angle - rint(angle)));  // half turns, in [-1, 1]
-  out[s * n_voxels + v] = complex_of(cospi(twice), -sinpi(twice));
+  REAL sine, cosine;
+  sincospi(twice, &sine, &cosine);
+  out[s * n_voxels + v] = complex_of(cosine, -sine);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -8,8 +8,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from vdamkit.imaging.projector import trilinear
+
+KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
 
 
 def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
@@ -24,59 +27,72 @@ def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
         slab[source_at] = real + 1j * imaginary * sign
 
 
-def tilt_adjoint(slabs, slab_weights, turns, source, source_at, half_width: int, scales, sums) -> None:
+def tilt_adjoint(slabs, slab_weights, turns, owner, source, source_at, half_width: int, scales, sums) -> None:
     """Adjoint of :func:`tilt`, for two halves, into whole numbers: slabs `(2, d, slab size)` complex and weights, real.
 
-    sums `(2, 3, size)` int64, real and imaginary part and weight: what is added is multiplied by `scales` (data, weight) and
-    rounded. Whole numbers add up to the same in any order.
+    sums `(owners, 2, 3, size)` int64, real and imaginary part and weight, where direction d goes to number ``owner[d]``: what
+    is added is multiplied by `scales` (data, weight) and rounded. Whole numbers add up to the same in any order.
     """
     for h in range(2):
-        for turn, slab, weight in zip(turns, slabs[h], slab_weights[h], strict=True):
+        for turn, mine, slab, weight in zip(turns, owner, slabs[h], slab_weights[h], strict=True):
             indices, weights, sign = trilinear(turn.T @ source, half_width)
             values = (slab[source_at].real, slab[source_at].imag * sign, weight[source_at])
-            for row, value, scale in zip(sums[h], values, (scales[0], scales[0], scales[1]), strict=True):
+            for row, value, scale in zip(sums[mine, h], values, (scales[0], scales[0], scales[1]), strict=True):
                 np.add.at(row, indices, np.rint(scale * weights * value[:, None].astype(np.float64)).astype(np.int64))
 
 
-def spin(slabs, direction, psi, first, taps, place, radius: int, width: int, rows) -> None:
+def spin(slabs, direction, psi, first, taps, pair, depth: int, width: int, rows) -> None:
     """Turn cylinders in the plane, onto the half-ball: row r is slab ``direction[r]`` turned by angle number ``psi[r]``.
 
-    slabs `(d, width², radius)` complex. first `(angles, discs)`: corner of the 4 × 4 taps of each disc point; taps
-    `(angles, discs, 2, 4)`: their weights along x, along y. place `(discs × radius,)`: voxel of the half-ball, or -1.
+    slabs `(d, width², depth)` complex, depth even. first `(angles, discs)`: corner of the 4 × 4 taps of each disc point; taps
+    `(angles, discs, 2, 4)`: their weights along x, along y. pair `(n/2,)` uint32: of each pair of voxels the disc point and,
+    in KZ_BITS, the first's kz. rows `(rows, n)`.
     """
-    inside = place >= 0
+    disc, kz = pair >> KZ_BITS, pair & ((1 << KZ_BITS) - 1)
+    disc, kz = np.repeat(disc, 2), np.stack([kz, kz + 1], 1).ravel()
     step = (np.arange(4)[:, None] * width + np.arange(4)).ravel()
-    slabs = slabs.reshape(len(slabs), -1, radius)
+    slabs = slabs.reshape(len(slabs), -1, depth)
     for row, d, angle in zip(rows, direction, psi, strict=True):
         weights = (taps[angle, :, 1, :, None] * taps[angle, :, 0, None, :]).reshape(-1, 16)
-        plane = np.einsum("dt,dtz->dz", weights, slabs[d][first[angle][:, None] + step])
-        row[place[inside]] = plane.reshape(-1)[inside]
+        row[:] = np.einsum("dt,dtz->dz", weights, slabs[d][first[angle][:, None] + step])[disc, kz]
 
 
 def spin_adjoint(
-    values, weights, row_start, psi, tap_start, tap_disc, tap_weight, absolute_sum: float, place, radius: int, slabs,
+    values, weights, row_start, psi, source_start, source, source_weight, absolute_sum: float, depth: int, width: int, slabs,
     slab_weights,
 ) -> None:  # fmt: skip
     """Adjoint of :func:`spin`, summed over the rows of each direction; weights with the absolute values of the taps.
 
     values `(2, rows, n)` complex and weights, real, for two halves. Rows of direction d: ``row_start[d]`` to
-    ``row_start[d + 1]``. tap_start `(angles, columns + 1)`: for each column of the cylinder the range of its taps in
-    tap_disc, tap_weight. slabs `(2, d, columns × radius)` complex, slab_weights, real.
+    ``row_start[d + 1]``. A patch is 2 × 2 columns of the cylinder; source_start `(angles, patches + 1)`: for each the range
+    of what bears on it: source `(sources, 2)` int32, first voxel and number of voxels, both even, of a column of the
+    half-ball; source_weight `(sources, 4)`, on each of the four. slabs `(2, d, columns × depth)` complex, slab_weights, real.
     """
-    inside, n_discs = place >= 0, len(place) // radius
+    side = -(-width // 2)
+    kz = np.arange(depth)
+
+    def summed(start: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """Runs of `values` `(sources, depth)`, weighted in four ways, as columns of the cylinder."""
+        ends, numbers = start - start[0], np.arange(len(values))
+        four = [csr_matrix((w[:, j], numbers, ends), (side**2, len(values))) @ values for j in range(4)]
+        square = np.stack(four, 1).reshape(side, side, 2, 2, depth).transpose(0, 2, 1, 3, 4)
+        return square.reshape(2 * side, 2 * side, depth)[:width, :width].ravel()
+
     for h in range(2):
         for d, (begin, end) in enumerate(pairwise(row_start.tolist())):
-            slab, total = np.zeros((2, tap_start.shape[1] - 1, radius), slabs.dtype)
+            slabs[h, d], slab_weights[h, d] = 0, 0
             for r in range(begin, end):
-                plane, heavy = np.zeros((2, n_discs * radius), slabs.dtype)
-                plane[inside], heavy[inside] = values[h, r][place[inside]], weights[h, r][place[inside]]
-                starts = tap_start[psi[r]]
-                taps = slice(starts[0], starts[-1])
-                column = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-                w = tap_weight[taps, None]
-                np.add.at(slab, column, w * plane.reshape(-1, radius)[tap_disc[taps]])
-                np.add.at(total, column, np.abs(w) * heavy.reshape(-1, radius)[tap_disc[taps]])
-            slabs[h, d], slab_weights[h, d] = slab.ravel(), total.real.ravel() / absolute_sum
+                start = source_start[psi[r]]
+                mine = slice(start[0], start[-1])
+                inside, w = kz < source[mine, 1:], source_weight[mine]
+                at = np.where(inside, source[mine, :1] + kz, 0)
+                slabs[h, d] += summed(start, np.where(inside, values[h, r, at], 0), w)
+                slab_weights[h, d] += summed(start, np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
+
+
+def collect(values, rows, order, out) -> None:
+    """``values[rows][:, order]``, and 0 where the order is -1: values `(m, width)` complex or real, rows and order int32."""
+    out[:] = np.where(order < 0, values.dtype.type(0), values[rows[:, None], order])
 
 
 def phases(turns, k, out) -> None:

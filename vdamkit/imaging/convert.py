@@ -7,17 +7,20 @@ unmasked (gradient), as in RELION (ml_optimiser.cpp:getFourierTransformsAndCtfs)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy.fft
 
+from vdamkit.backend.device import HOST, Device
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.imaging.halfball import HalfBall, gather_half_ball, half_ball
 from vdamkit.imaging.masks import blend_outside, soft_sphere
 from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, trilinear, waves
-from vdamkit.io.particle import TiltStack, Volume
+from vdamkit.io.particle import Optics, TiltStack, Volume
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean: below it a voxel of a pseudo-subtomogram counts as not measured
 MULTIPLICITY_FLOOR = 0.01  # RELION --subtomo_multi_thr
@@ -72,7 +75,7 @@ def _finish(b: list[np.ndarray], w: np.ndarray, options: ImagingOptions) -> Half
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Plane:
     """Half-plane samples of a padded image; (n,) of them."""
 
     rows: np.ndarray  # (n,) ky and
@@ -84,7 +87,7 @@ class _Plane:
 
 
 @lru_cache(maxsize=16)
-def _sample_plane(box: int, pixel_size: float, model_box: int, model_pixel_size: float, dtype: str) -> _Plane:
+def sample_plane(box: int, pixel_size: float, model_box: int, model_pixel_size: float, dtype: str) -> Plane:
     """Samples of an image of one optics group that the insertion grid of the model has room for."""
     model_extent, limit, n = model_box * model_pixel_size, PAD * model_box / 2 - 1, PAD * box
     ky, kx = np.meshgrid(np.arange(-n // 2 + 1, n // 2), np.arange(n // 2), indexing="ij")
@@ -98,45 +101,67 @@ def _sample_plane(box: int, pixel_size: float, model_box: int, model_pixel_size:
     pixels = np.arange(box) - box // 2
     along_y = waves(ky[low:high, 0], pixels, n, dtype) / box**2
     along_x = np.ascontiguousarray(waves(np.arange(columns.max() + 1), pixels, n, dtype).T).view(dtype)
-    return _Plane(rows - low, columns, k[keep] / (n * pixel_size), at, along_y, along_x)
+    return Plane(rows - low, columns, k[keep] / (n * pixel_size), at, along_y, along_x)
 
 
-def stack_ctf(stack: TiltStack, frequencies: np.ndarray, options: ImagingOptions) -> np.ndarray:
-    """CTF × dose envelope of every tilt at `frequencies` `(n, 2)` in 1/Å; `(n_tilts, n)` float64.
+def stack_ctf(
+    stacks: Sequence[TiltStack], frequencies: np.ndarray, options: ImagingOptions, device: Device = HOST
+) -> Any:  # fmt: skip
+    """CTF × dose envelope of every tilt of some stacks at `frequencies` `(n, 2)` in 1/Å; `(tilts of all, n)` float64.
 
-    All ones without CTF correction. Source: RELION ml_optimiser.cpp:getFourierTransformsAndCtfs, ctf.h:getCTF.
+    The stacks share `b_factor_per_dose` and whether their CTF is corrected already. All ones without CTF correction.
+    device: where it is computed, and where the result lies.
+    Source: RELION ml_optimiser.cpp:getFourierTransformsAndCtfs, ctf.h:getCTF.
     """
-    optics = stack.optics
-    if not options.correct_ctf or optics.ctf_corrected:
-        return np.ones((len(stack.images), len(frequencies)))
-    fx, fy = frequencies.T
-    column = {
-        name: getattr(stack, name)[:, None]
-        for name in ("defocus_u", "defocus_v", "defocus_angle", "phase_shift", "ctf_scale", "dose")
-    }
+    if not options.correct_ctf or stacks[0].optics.ctf_corrected:
+        return device.xp.ones((sum(len(stack.images) for stack in stacks), len(frequencies)))
+
+    def per_tilt(name: str) -> Any:
+        return device.put(np.concatenate([getattr(stack, name) for stack in stacks])[:, None])
+
+    def per_stack(name: str) -> Any:
+        values = [getattr(stack.optics, name) for stack in stacks]
+        return values[0] if len(set(values)) == 1 else device.put(np.repeat(values, [len(s.images) for s in stacks])[:, None])
+
+    fx, fy = device.put(frequencies).T
     transfer = ctf(
-        fx, fy, defocus_u=column["defocus_u"], defocus_v=column["defocus_v"], defocus_angle=column["defocus_angle"],
-        voltage_kv=optics.voltage_kv, cs_mm=optics.cs_mm, amplitude_contrast=optics.amplitude_contrast,
-        phase_shift=column["phase_shift"], scale=column["ctf_scale"], intact_first_peak=options.intact_first_peak,
+        fx, fy, **{name: per_tilt(name) for name in ("defocus_u", "defocus_v", "defocus_angle", "phase_shift")},
+        **{name: per_stack(name) for name in ("voltage_kv", "cs_mm", "amplitude_contrast")}, scale=per_tilt("ctf_scale"),
+        intact_first_peak=options.intact_first_peak,
     )  # fmt: skip
-    return transfer * dose_envelope(np.hypot(fx, fy), column["dose"], b_factor_per_dose=stack.b_factor_per_dose)
+    return transfer * dose_envelope(np.hypot(fx, fy), per_tilt("dose"), b_factor_per_dose=stacks[0].b_factor_per_dose)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What a stack's samples are multiplied with, beside their transfer; see :func:`insertion_factors`."""
+
+    data: np.ndarray  # (n,)
+    weight: np.ndarray  # (n,)
+
+
+def insertion_factors(optics: Optics, plane: Plane, options: ImagingOptions) -> Factors:
+    """Factors `(n,)` float64 of the samples of a plane, of data and of weights, at the model's scale.
+
+    Projected density keeps its grey value at any pixel size, so transforms scale with the area of the box; a sample stands
+    for the area between its neighbours, the origin for half of it, as its mate is itself.
+    """
+    area = (options.box * options.pixel_size / (optics.box * optics.pixel_size)) ** 2
+    half = np.where((plane.at == 0).all(0), 0.5, 1.0) * (area / PAD**2)
+    scale = options.box * area
+    return Factors(half * scale, half * scale**2)
 
 
 def _from_stack(stack: TiltStack, options: ImagingOptions) -> HalfBallParticle:
     """Insert every tilt's half-plane by the adjoint of trilinear interpolation, padding 2, then crop and de-apodise."""
     optics, real = stack.optics, np.dtype(options.dtype)
-    box, pixel = optics.box, optics.pixel_size
-    extent = options.box * options.pixel_size
-    grid = _insertion_grid(options.box, options.dtype)
-    plane = _sample_plane(box, pixel, options.box, options.pixel_size, options.dtype)
-    mask = soft_sphere(box, options.mask_diameter / (2 * pixel), 2)
+    grid = insertion_grid(options.box, options.dtype)
+    plane = sample_plane(optics.box, optics.pixel_size, options.box, options.pixel_size, options.dtype)
+    mask = soft_sphere(optics.box, options.mask_diameter / (2 * optics.pixel_size), 2)
     images = stack.images.astype(real, copy=False)
-    transfer = stack_ctf(stack, plane.frequencies, options)
-    # projected density keeps its grey value at any pixel size, so transforms scale with the area of the box
-    scale = options.box * (extent / (box * pixel)) ** 2
-    density = (extent / (box * pixel)) ** 2 / PAD**2
-    half = np.where((plane.at == 0).all(0), 0.5, 1.0) * density
-    lift = (half * scale if optics.premultiplied else transfer * half * scale).astype(real)
+    transfer = stack_ctf([stack], plane.frequencies, options)
+    factors = insertion_factors(optics, plane, options)
+    lift = (factors.data if optics.premultiplied else transfer * factors.data).astype(real)
     turns = stack.rotations.transpose(2, 0, 1).reshape(-1, 3)  # (i, f): column i of each rotation, so A^T k
     indices, weights, sign = trilinear((turns @ plane.at).reshape(3, -1).astype(real), grid.half_width)
     back = csr_rows(indices, weights, grid.size).T
@@ -146,15 +171,15 @@ def _from_stack(stack: TiltStack, options: ImagingOptions) -> HalfBallParticle:
         samples = (plane.along_y @ along_x)[:, plane.rows, plane.columns] * lift
         cube.real = back @ samples.real.ravel()
         cube.imag = back @ (samples.imag.ravel() * sign)
-    cubes[2] = back @ (transfer**2 * half * scale**2).astype(real).ravel()
-    ball = half_ball(options.radius)
-    masked, unmasked, weight = _read_back(cubes, grid, ball)
+    cubes[2] = back @ (transfer**2 * factors.weight).astype(real).ravel()
+    masked, unmasked, weight = _read_back(cubes, grid, half_ball(options.radius))
     # w may ring below zero beside a slice; it is kept: Σ w |A|² is right only as a whole
     return _finish([masked, unmasked], weight.real, options)
 
 
 @lru_cache(maxsize=8)
-def _insertion_grid(box: int, dtype: str) -> PaddedGrid:
+def insertion_grid(box: int, dtype: str) -> PaddedGrid:
+    """The padded grid into which the tilts of a stack are inserted."""
     return PaddedGrid(box, box / 2 - 1, np.dtype(dtype))
 
 

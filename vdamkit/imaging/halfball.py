@@ -116,7 +116,7 @@ def fourier_to_map(transform: np.ndarray) -> np.ndarray:
 
 def gather_half_ball(transform: np.ndarray, ball: HalfBall) -> np.ndarray:
     """Values of an rfft-layout transform (:func:`map_to_fourier`) on a half-ball, `(n,)`."""
-    at, flip = _places(transform.shape[0], ball.radius)
+    at, flip = places(transform.shape[0], ball.radius)
     values = transform.ravel()[at]
     if np.iscomplexobj(values):
         values[flip] = values[flip].conj()
@@ -124,7 +124,7 @@ def gather_half_ball(transform: np.ndarray, ball: HalfBall) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _places(box: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+def places(box: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the voxels of a half-ball lie in a flattened rfft-layout transform, and which of them as their mates."""
     k = half_ball(radius).k
     flip = np.flatnonzero(k[:, 0] < 0)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from vdamkit.backend.device import HOST, Device
 from vdamkit.imaging.halfball import half_ball
 
 PAD = 2  # real-space padding of the sampled transform
@@ -99,26 +100,33 @@ class PaddedGrid:
         self._yz = waves(yz, position, PAD * box, dtype) / self.taper.astype(dtype)  # (K, box)
         self._x = waves(np.arange(self.half_width + 2), position, PAD * box, dtype) / self.taper.astype(dtype)
 
-    def from_map(self, volume: np.ndarray) -> np.ndarray:
-        """Half cube, real and imaginary part `(2, size)`, of a map `(box,)*3` zyx; scaled by 1/box³."""
-        volume = np.asarray(volume, self.dtype) / self.dtype.type(self.box**3)
-        along_x = volume @ np.ascontiguousarray(self._x.T).view(self.dtype)  # real and imaginary parts interleaved
-        along_x = np.ascontiguousarray(along_x).view(self._x.dtype)
-        along_y = self._yz @ along_x
-        cube = np.tensordot(self._yz, along_y, axes=(1, 0))
-        return np.stack([cube.real.ravel(), cube.imag.ravel()])
+    def from_map(self, volume: np.ndarray, device: Device = HOST) -> Any:
+        """Half cube, real and imaginary part `(2, size)`, of a map `(box,)*3` zyx on the host; scaled by 1/box³.
 
-    def to_map(self, cube: np.ndarray) -> np.ndarray:
+        device: where it is computed, and where the result lies.
+        """
+        xp = device.xp
+        scaled = device.put(np.asarray(volume, self.dtype) / self.dtype.type(self.box**3))
+        along_x = scaled @ device.put(np.ascontiguousarray(self._x.T).view(self.dtype))  # real, imaginary parts interleaved
+        along_x = xp.ascontiguousarray(along_x).view(self._x.dtype)
+        yz = device.put(self._yz)
+        cube = xp.tensordot(yz, yz @ along_x, axes=(1, 0))
+        return xp.stack([cube.real.ravel(), cube.imag.ravel()])
+
+    def to_map(self, cube: Any, device: Device = HOST) -> Any:
         """Maps `(..., box, box, box)` of sums scattered into half cubes `(..., size)` complex; each entry also stands
-        for its Friedel mate. Scaled so that its :func:`map_to_fourier` gives sums per voxel of the map's own grid."""
+        for its Friedel mate. Scaled so that its :func:`map_to_fourier` gives sums per voxel of the map's own grid.
+
+        device: where the cubes are, and the maps will be.
+        """
         lead = cube.shape[:-1]
-        back = self._yz.conj().T  # (box, K)
+        back = device.put(self._yz.conj().T)  # (box, K)
         along_z = back @ cube.astype(back.dtype, copy=False).reshape(*lead, self.shape[0], -1)
         along_y = back @ along_z.reshape(*lead, self.box, *self.shape[1:])
         real = np.empty((2 * self.shape[2], self.box), self.dtype)  # Re(c conj(w)) = Re c Re w + Im c Im w
         real[0::2], real[1::2] = self._x.real, self._x.imag
-        rows = np.ascontiguousarray(along_y).view(self.dtype).reshape(-1, 2 * self.shape[2])
-        volume = rows @ (2 * real)
+        rows = device.xp.ascontiguousarray(along_y).view(self.dtype).reshape(-1, 2 * self.shape[2])
+        volume = rows @ device.put(2 * real)
         return volume.reshape(*lead, self.box, self.box, self.box)
 
 
@@ -237,15 +245,15 @@ class Projector:
 
     # spin: psi ----------------------------------------------------------------------------------------------------
 
-    def spin_taps(self, psi: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For each disc point turned by `psi` degrees: column of the cylinder where its 4 × 4 taps begin, and their weights
-        along x and y `(n, 4)`, float64."""
-        c, s = np.cos(np.radians(psi)), np.sin(np.radians(psi))
-        at = self.disc @ np.array([[c, s], [-s, c]])  # A^T k with A = Rz'(psi), passive
+    def spin_taps(self, psis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each disc point turned by each of `psis` `(a,)` degrees: column of the cylinder where its 4 × 4 taps begin
+        `(a, n)`, and their weights along x and y `(a, n, 4)`, float64."""
+        c, s = np.cos(np.radians(psis)), np.sin(np.radians(psis))
+        at = self.disc @ np.stack([c, s, -s, c], -1).reshape(-1, 2, 2)  # A^T k with A = Rz'(psi), passive
         floor = np.floor(at).astype(np.int64)
-        wx, wy = (_least_squares_taps(at[:, j] - floor[:, j]) for j in (0, 1))
+        wx, wy = (_least_squares_taps((at - floor)[..., j].ravel()).reshape(*at.shape[:2], TAPS) for j in (0, 1))
         first = floor - (TAPS // 2 - 1) + self.width // 2
-        return first[:, 1] * self.width + first[:, 0], wx, wy
+        return first[..., 1] * self.width + first[..., 0], wx, wy
 
     def spin_matrix(self, psi: float) -> tuple[Any, Any]:
         """Sparse operator of the turn by `psi` degrees, and the one of its absolute values; kept for the grids' angles."""
@@ -253,7 +261,7 @@ class Projector:
         if made is None:
             if len(self._spins) > 1024:
                 self._spins.clear()
-            first, wx, wy = self.spin_taps(psi)
+            first, wx, wy = (part[0] for part in self.spin_taps(np.array([psi])))
             taps = np.arange(TAPS)
             columns = first[:, None, None] + taps[:, None] * self.width + taps
             weights = (wy[:, :, None] * wx[:, None, :]).astype(self.dtype).reshape(len(first), -1)

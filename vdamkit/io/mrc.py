@@ -51,7 +51,7 @@ def open_mrc(path: str | os.PathLike) -> tuple[np.ndarray, float]:
     """
     path = Path(path)
     shape, dtype, voxel_size, offset = _read_header(path)
-    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape), voxel_size
+    return np.memmap(os.fspath(path), dtype, mode="r", offset=offset, shape=shape), voxel_size
 
 
 def read_map(path: str | os.PathLike) -> tuple[np.ndarray, float]:

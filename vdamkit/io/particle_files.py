@@ -31,7 +31,7 @@ def as_it_lies(path: Path) -> Path:
 def find_file(particles: ParticleSet, i: int, column: str) -> Path:
     """File that `column` of particle `i` names, looked for as :func:`resolve_path` does."""
     star = particles.paths.particles_file
-    name = particles.table[column].iloc[i]
+    name = particles.file_names[column][i]
     path = resolve_path(name, star)
     if path is None:
         text = f"file '{name}' was not found from the current directory or from any folder above {star.name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,11 @@ class ParticleSet:
     def __len__(self) -> int:
         return len(self.table)
 
+    @cached_property
+    def file_names(self) -> dict[str, np.ndarray]:
+        """Columns with names of image files, `(n,)` str objects each."""
+        return {column: self.table[column].to_numpy(object) for column in image_columns(self.is_stack2d)}
+
     def load(self, i: int, *, locate: Callable[[Path], Path] = as_it_lies) -> TiltStack | Volume:
         """Read particle `i` (from 0) from its files; `locate` may send it to a local copy of each.
 
@@ -105,7 +111,7 @@ def open_particles(
     is_stack2d = stack2d_flag(general, optics_table, path)
     optics = read_optics(optics_table, path)
     require_columns(table, _required_columns(is_stack2d), path, "particles")
-    for column in ("rlnImageName",) if is_stack2d else ("rlnImageName", "rlnCtfImage"):
+    for column in image_columns(is_stack2d):
         file_names(table, column, path)
     names = text_column(table, "rlnTomoName", path, "particles")
     tomogram_by_name = _tomograms_of(names, paths, is_stack2d)
@@ -132,6 +138,11 @@ def open_particles(
         visible_index=visible[1],
         trajectories=read_trajectories(paths.trajectories_file) if paths.trajectories_file else None,
     )
+
+
+def image_columns(is_stack2d: bool) -> tuple[str, ...]:
+    """Columns of data_particles that name image files."""
+    return ("rlnImageName",) if is_stack2d else ("rlnImageName", "rlnCtfImage")
 
 
 def _pose_columns(table: pd.DataFrame, path: Path) -> dict[str, np.ndarray]:

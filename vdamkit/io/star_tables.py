@@ -220,14 +220,17 @@ def resolve_path(name: str | os.PathLike, star_path: str | os.PathLike) -> Path 
     RELION writes paths relative to its project folder. They are tried from the current directory, then from
     the STAR file's own folder and each folder above it. None where the file is nowhere.
     """
-    if Path(name).is_absolute():
-        return Path(name) if Path(name).exists() else None
-    if Path(name).exists():
+    if os.path.exists(name):
         return Path(name)
-    for folder in Path(os.path.abspath(star_path)).parents:
-        if (folder / name).exists():
-            return folder / name
-    return None
+    if os.path.isabs(name):
+        return None
+    folder = os.path.dirname(os.path.abspath(star_path))
+    while not os.path.exists(path := os.path.join(folder, name)):
+        above = os.path.dirname(folder)
+        if above == folder:
+            return None
+        folder = above
+    return Path(path)
 
 
 @contextlib.contextmanager

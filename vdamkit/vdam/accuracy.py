@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vdamkit.backend import Backend
+from vdamkit.backend.device import HOST, Device, or_on_host
+from vdamkit.imaging.device_projector import DeviceProjector, Turns
+from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.orientations import angular_step
 from vdamkit.state import State
@@ -16,26 +20,27 @@ ANGLES = np.array([0.5, 1, 2, 4, 8, 15, 30])  # degrees
 SHIFTS = np.array([0.1, 0.25, 0.5, 1, 2, 4, 10])  # px
 
 
-def alignment_accuracy(references, projector, backend, weights: np.ndarray, rotations: np.ndarray, box: int, rng) -> tuple:
+def alignment_accuracy(
+    volumes: np.ndarray, projector: Projector, backend: Backend, weights: np.ndarray, rotations: np.ndarray, rng
+) -> tuple[float, float]:  # fmt: skip
     """Errors (degrees, px) at which a particle's log-likelihood drops by P_VALUE, averaged over some particles.
 
-    references: prepared transforms per class. weights `(p, n)`: w/σ² of the particles. rotations `(p, 3, 3)`.
+    volumes: maps of the classes. weights `(p, n)`: w/σ² of the particles. rotations `(p, 3, 3)`.
     The best class counts. A ladder of errors with log-log interpolation replaces RELION's small steps.
     Source: RELION ml_optimiser.cpp:calculateExpectedAngularErrors.
     """
     best = (np.inf, np.inf)
     k = projector.ball.k
-    for reference in references:
+    for volume in volumes:
         turns, directions = np.eye(3)[rng.integers(3, size=(2, len(weights)))]
+        moves = euler_to_matrix(np.append(0, ANGLES)[:, None, None] * turns)  # (1 + angles, p, 3, 3); the first does nothing
+        rows = _rotated(volume, projector, backend, rotations @ moves)
 
-        def errors(i: int, reference=reference, turns=turns, directions=directions) -> tuple[float, float]:
-            base = projector.rotate(reference, rotations[i])
-            costs = []
-            for angle in ANGLES:
-                moved = projector.rotate(reference, rotations[i] @ euler_to_matrix(angle * turns[i]))
-                costs.append(float(0.5 * (weights[i] * np.abs(moved - base) ** 2).sum()))
+        def errors(i: int, rows=rows, directions=directions) -> tuple[float, float]:
+            base = rows[0, i]
+            costs = [float(0.5 * (weights[i] * np.abs(moved - base) ** 2).sum()) for moved in rows[1:, i]]
             angular = _crossing(ANGLES, np.array(costs))
-            phase = 2 * np.pi / box * (k @ directions[i])
+            phase = 2 * np.pi / projector.box * (k @ directions[i])
             energy = weights[i] * np.abs(base) ** 2
             costs = [float((energy * (1 - np.cos(phase * t))).sum()) for t in SHIFTS]
             return angular, _crossing(SHIFTS, np.array(costs))
@@ -43,6 +48,25 @@ def alignment_accuracy(references, projector, backend, weights: np.ndarray, rota
         found = backend.map(errors, range(len(weights)))
         best = min(best, tuple(float(np.mean(values)) for values in zip(*found, strict=True)))
     return best
+
+
+def _rotated(volume: np.ndarray, projector: Projector, backend: Backend, rotations: np.ndarray) -> np.ndarray:
+    """A map at rotations `(..., 3, 3)`, `(..., n)` complex on the host."""
+    many = rotations.reshape(-1, 3, 3)
+
+    def work(device: Device) -> np.ndarray:
+        if device is HOST:
+            cube = projector.prepare(volume)
+
+            def rotate(rotation: np.ndarray) -> np.ndarray:  # all of it as a tilt, as on a device
+                slab = projector.tilt(cube, *projector.tilt_operators(rotation[None]))
+                return projector.spin(slab, 0.0, np.empty(len(projector.ball), projector.complex))
+
+            return np.stack(backend.map(rotate, many))
+        there = DeviceProjector(projector, device)
+        return device.get(there.rotate(there.prepare(volume), Turns.single(many)))[:, there.place]
+
+    return or_on_host(backend.device, work).reshape(*rotations.shape[:-2], -1)
 
 
 def _crossing(errors: np.ndarray, costs: np.ndarray) -> float:

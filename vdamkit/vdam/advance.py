@@ -16,6 +16,7 @@ from vdamkit.sampling.point_groups import operators
 from vdamkit.state import State, StepReport
 from vdamkit.vdam import accuracy, schedule
 from vdamkit.vdam.accumulate import Sums
+from vdamkit.vdam.batched.gradients import half_gradients as half_gradients_on_device
 from vdamkit.vdam.batched.visit import visit as visit_on_devices
 from vdamkit.vdam.moments import apply_solvent, half_gradients, resolution_statistics, vdam_update
 from vdamkit.vdam.search import Search, is_local, make_search
@@ -89,9 +90,10 @@ def _maximise(
     updated = {name: getattr(state, name).copy() for name in
                ("maps", "moment1", "moment2", "data_vs_prior", "tau2", "wiener", "half_fsc")}  # fmt: skip
     for k in range(classes):
-        if state.class_probability[k] == 0 or not sums.cubes[k, :, 2].any():
+        if state.class_probability[k] == 0 or sums.class_weight[k] == 0:
             continue
-        gradients = half_gradients(projector.grid, sums.cubes[k], search.symmetry, radius, backend)
+        gradients_of = half_gradients_on_device if backend.on_device else half_gradients
+        gradients = gradients_of(projector.grid, sums.cubes[k], search.symmetry, radius, backend)
         updated["tau2"][k], updated["data_vs_prior"][k] = resolution_statistics(state.maps[k], gradients.weight[0], T, radius)
         result = vdam_update(
             state.maps[k].astype(np.float64), state.moment1[k], state.moment2[k], gradients, radius=radius,
@@ -145,8 +147,8 @@ def _update_sampling(
     weights = [item.weight * ball.weight / state.sigma2[g][ball.shell] for item, g in zip(items, groups, strict=True)]
     weights = [w.astype(settings.real) for w in weights]
     rotations = euler_to_matrix(state.poses.angles[some[at]])
-    references = [projector.prepare(v) for v, p in zip(state.maps, state.class_probability, strict=True) if p >= 0.01]
-    rotation, offset = accuracy.alignment_accuracy(references, projector, backend, weights, rotations, particles.box, rng)
+    volumes = state.maps[state.class_probability >= 0.01]
+    rotation, offset = accuracy.alignment_accuracy(volumes, projector, backend, weights, rotations, rng)
     found = (rotation, offset * particles.pixel_size)
     new = accuracy.refined_sampling(
         state, settings, is_stack=particles.mask_ndim == 2, accuracy=found, pixel_size=particles.pixel_size

@@ -28,14 +28,14 @@ RATIO_LIMIT = 1e6  # of one voxel's noise-to-signal ratio, which has no finite m
 def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) -> tuple:
     """Sparse operator that reads a half cube at ``R K`` for all its points within `radius`, and the Friedel signs."""
     rotation = np.frombuffer(matrix).reshape(3, 3)
-    points, _ = _points(half_width, radius)
+    points, _ = points_within(half_width, radius)
     indices, weights, sign = trilinear((rotation @ points).astype(dtype), half_width)
     size = (2 * half_width + 1) ** 2 * (half_width + 2)
     return csr_rows(indices, weights, size), sign
 
 
 @lru_cache(maxsize=4)
-def _points(half_width: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def points_within(half_width: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
     """Points `(3, n)` xyz of a half cube within `radius`, and their place in the flattened cube."""
     line = np.arange(-half_width, half_width + 1)
     z, y, x = np.meshgrid(line, line, np.arange(half_width + 2), indexing="ij")
@@ -50,8 +50,9 @@ def complete(grid: PaddedGrid, cubes: np.ndarray) -> np.ndarray:
     Source: RELION backprojector.cpp:enforceHermitianSymmetry (sum, not mean).
     """
     out = cubes.reshape(-1, 3, *grid.shape).copy()
-    plane = out[..., 0]
-    out[..., 0] = plane + plane[:, :, ::-1, ::-1] * np.array([1, -1, 1], grid.dtype)[:, None, None]
+    mate = out[:, :, ::-1, ::-1, 0].copy()
+    out[:, ::2, :, :, 0] += mate[:, ::2]
+    out[:, 1, :, :, 0] -= mate[:, 1]  # the imaginary part changes sign with the mate
     return out.reshape(cubes.shape)
 
 
@@ -66,7 +67,7 @@ def symmetrise(grid: PaddedGrid, cubes: np.ndarray, group: str, backend: Backend
     rows = cubes.reshape(-1, grid.size)
     radius = (grid.half_width - 1) / PAD
     turns = [_turn_operator(grid.half_width, radius, operator.tobytes(), grid.dtype.name) for operator in ops[1:]]
-    flat = _points(grid.half_width, radius)[1]
+    flat = points_within(grid.half_width, radius)[1]
 
     def summed(number: int) -> np.ndarray:
         row = rows[number]
@@ -95,16 +96,14 @@ def half_gradients(grid: PaddedGrid, cubes: np.ndarray, group: str, radius: int,
     ones, and low shells, where the CTF is near 0, diverge.) Source: RELION backprojector.cpp:reweightGrad.
     """
     cubes = symmetrise(grid, complete(grid, cubes), group, backend)
-    shell, inside, counts, total = _padded_shells(grid.half_width, radius, grid.box)
+    shells = padded_shells(grid.half_width, radius, grid.box)
     means = np.zeros((2, grid.box // 2 + 1))
 
     def gradient(h: int) -> np.ndarray:
-        real, imaginary, w = cubes[h][:, inside]
-        means[h] = np.bincount(shell, w * counts, grid.box // 2 + 1) / np.maximum(total, 1)
-        floor = np.maximum(WEIGHT_FLOOR * means[h], np.finfo(w.dtype).tiny).astype(w.dtype)[shell]
-        known = means[h][shell] > 0
+        real, imaginary, w = cubes[h][:, shells.inside]
+        means[h], floor = weight_floor(shells, w)
         d = np.zeros(grid.size, np.result_type(w.dtype, np.complex64))
-        d[inside] = np.where(known, (real + 1j * imaginary) / np.maximum(w, floor), 0)
+        d[shells.inside] = (real + 1j * imaginary) / np.maximum(w, floor[shells.shell])
         d.reshape(grid.shape)[..., 0] *= 0.5  # to_map lets every entry stand for its mate too; kx = 0 holds both
         return map_to_fourier(grid.to_map(d) / PAD**3)
 
@@ -112,10 +111,26 @@ def half_gradients(grid: PaddedGrid, cubes: np.ndarray, group: str, radius: int,
     return HalfGradients(np.stack(d), means * PAD**3)
 
 
+@dataclass(frozen=True)
+class PaddedShells:
+    """The points of a padded half cube within a radius of the map's grid."""
+
+    shell: np.ndarray  # (m,) of the map's grid
+    inside: np.ndarray  # (m,) place in the flattened cube
+    counts: np.ndarray  # (m,) how often each counts: 2 where the Friedel mate is implied
+    total: np.ndarray  # (N//2 + 1,) counts of each shell
+
+
+def weight_floor(shells: PaddedShells, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean weight of every shell, and what a residual is at least divided by there: infinity where nothing is known."""
+    means = np.bincount(shells.shell, weight * shells.counts, len(shells.total)) / np.maximum(shells.total, 1)
+    floor = np.maximum(WEIGHT_FLOOR * means, np.finfo(weight.dtype).tiny)
+    return means, np.where(means > 0, floor, np.inf).astype(weight.dtype)
+
+
 @lru_cache(maxsize=8)
-def _padded_shells(half_width: int, radius: int, box: int) -> tuple[np.ndarray, ...]:
-    """Of the points of a padded half cube within `radius` (of the map's grid): shell, place, how often each counts; and
-    the count of each shell."""
+def padded_shells(half_width: int, radius: int, box: int) -> PaddedShells:
+    """The points of a padded half cube of ±`half_width` within `radius` px; `box`: of the map."""
     line = np.arange(-half_width, half_width + 1) / PAD
     x = np.arange(half_width + 2) / PAD
     k = np.sqrt(line[:, None, None] ** 2 + line[None, :, None] ** 2 + x[None, None] ** 2)
@@ -124,7 +139,7 @@ def _padded_shells(half_width: int, radius: int, box: int) -> tuple[np.ndarray, 
     inside = np.flatnonzero(k < radius)
     shell = np.minimum(np.rint(k.ravel()[inside]).astype(np.int32), box // 2)
     counts = counts.ravel()[inside]
-    return shell, inside, counts, np.bincount(shell, counts, box // 2 + 1)
+    return PaddedShells(shell, inside, counts, np.bincount(shell, counts, box // 2 + 1))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vdamkit.backend.device import Device, or_on_host
 from vdamkit.imaging.convert import HalfBallParticle
 from vdamkit.imaging.halfball import fourier_to_map, half_ball
 from vdamkit.imaging.masks import mask_power
@@ -37,6 +38,10 @@ class Particles(Protocol):
         """Particles on at least `radius`, the positions in `index` that could be read, complaints about the rest."""
         ...
 
+    def fetch_on(self, device: Device, index: np.ndarray, radius: int) -> tuple[tuple, np.ndarray, list[str]]:
+        """As :meth:`fetch`, on exactly `radius` and on a device: masked, unmasked and weight, `(p, n)` each."""
+        ...
+
 
 def initial_state(particles: Particles, settings, backend) -> State:
     """State 0: noise from masked particles, and a low-passed average of randomly turned ones for every class.
@@ -49,7 +54,7 @@ def initial_state(particles: Particles, settings, backend) -> State:
     radius = box // 2
     rng = schedule.generator(settings.seed, 0, schedule.START)
     chosen = _first_of_each_group(particles.optics, settings.noise_particles, rng)
-    sigma2, grey = _noise(particles, chosen, radius, settings)
+    sigma2, grey = or_on_host(backend.device, lambda device: _noise(particles, chosen, radius, settings, device))
     shell = max(2, round(settings.start_fraction * box))
     picks = chosen if len(chosen) <= settings.start_particles else np.sort(rng.permutation(chosen)[: settings.start_particles])
     maps = _start_maps(particles, picks, sigma2, grey, shell, settings, backend, rng)
@@ -81,18 +86,19 @@ def _first_of_each_group(optics: np.ndarray, per_group: int, rng: np.random.Gene
     return np.sort(np.concatenate(parts))
 
 
-def _noise(particles: Particles, chosen: np.ndarray, radius: int, settings) -> tuple[np.ndarray, float]:
+def _noise(particles: Particles, chosen: np.ndarray, radius: int, settings, device: Device) -> tuple[np.ndarray, float]:
     """Noise variance per optics group and shell (ratio of shell sums), and the grey scale that makes it O(1)."""
     ball = half_ball(radius)
     n_shells = particles.box // 2 + 1
     power, weight = np.zeros((2, particles.n_optics, n_shells))
     for first in range(0, len(chosen), 32):
         part = chosen[first : first + 32]
-        found, at, _ = particles.fetch(part, radius)
-        for particle, i in zip(found, part[at], strict=True):
+        (masked, _, weights), at, _ = particles.fetch_on(device, part, radius)
+        sums = (ball.shell_sums(device.get(values) * ball.weight) for values in (abs(masked) ** 2, weights))
+        for i, mine, total in zip(part[at], *sums, strict=True):
             group = particles.optics[i]
-            power[group, : ball.n_shells] += ball.shell_sums(np.abs(particle.masked) ** 2 * ball.weight)
-            weight[group, : ball.n_shells] += ball.shell_sums(particle.weight * ball.weight)
+            power[group, : ball.n_shells] += mine
+            weight[group, : ball.n_shells] += total
     kept = mask_power(particles.box, settings.mask_diameter / (2 * particles.pixel_size), particles.mask_ndim)
     sigma2 = np.where(weight > 0, power / np.maximum(weight, 1e-300), 0) / 2 / kept
     known = sigma2[:, 1:][sigma2[:, 1:] > 0]

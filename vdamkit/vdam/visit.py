@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial import cKDTree
 
+from vdamkit.backend.device import HOST, Device
 from vdamkit.errors import InputError
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler
@@ -19,6 +21,7 @@ from vdamkit.vdam.search import Batch, Candidates, Posterior, Search, prior_cent
 from vdamkit.vdam.start import Particles
 
 Tick = Callable[[str, float], None]
+TRACES = 2**24  # of products of rotations that exist at a time
 MAX_BAD = 0.1  # share of unreadable particles at which a run gives up
 
 
@@ -162,34 +165,38 @@ def make_batch(
 
 def centre_rows(state: State, particles: Particles, index: np.ndarray, search: Search) -> np.ndarray:
     """Which of the mini-batch's prior centres each particle has."""
-    mine = np.round(prior_centres(state, particles, index, search.prior), 4)
-    rows = [int(np.abs(search.centres - centre).sum(1).argmin()) for centre in mine]
-    return np.array(rows, int)
+    return cKDTree(search.centres).query(prior_centres(state, particles, index, search.prior))[1]
+
+
+def local_orientations(state: State, search: Search, settings, index: np.ndarray, device: Device = HOST) -> np.ndarray:
+    """Coarse orientations around each particle's last pose, or all that any centre admits for one that was never visited.
+
+    device: where the angles between poses and grid are found. Returns bool `(p, orientations)` on the host.
+    """
+    grid, group = search.levels[0].grid, operators(search.symmetry)
+    rotations = device.put(grid.rotations(search.perturbation).reshape(len(grid), 9)).T
+    poses = euler_to_matrix(state.poses.angles[index])
+    limit = np.cos(np.radians(settings.local_range * 360 / grid.n_psi)) - 1e-9  # whatever rounding makes of the very edge
+    near = np.empty((len(index), len(grid)), bool)
+    at_once = max(1, TRACES // (len(grid) * len(group)))
+    for first in range(0, len(index), at_once):
+        some = slice(first, first + at_once)
+        mates = device.put((poses[some, None] @ group).reshape(-1, 9))
+        trace = (mates @ rotations).reshape(-1, len(group), len(grid)).max(1)
+        near[some] = device.get((trace - 1) / 2 >= limit)
+    new = state.poses.last_visit[index] == 0
+    if new.any():
+        inside = search.prior.within_cut(grid.rotations(0.0), search.centres, search.symmetry) if search.prior.active else True
+        near[new] = np.any(inside, axis=0)
+    near[~near.any(1)] = True
+    return near
 
 
 def local_candidates(state: State, search: Search, settings, index: np.ndarray) -> list[Candidates]:
-    """Coarse orientations around each particle's last pose, all of them for one that was never visited."""
-    grid = search.levels[0].grid
-    everything = np.arange(len(grid))
-    rotations = grid.rotations(search.perturbation).reshape(len(grid), 9)
-    limit = settings.local_range * 360 / grid.n_psi
-    shifts = np.arange(len(search.coarse_shifts))
-    group = operators(search.symmetry)
-    admitted = np.ones((1, len(grid)), bool)
-    if search.prior.active:
-        admitted = search.prior.within_cut(grid.rotations(0.0), search.centres, search.symmetry)
-    out = []
-    for i in index:
-        if state.poses.last_visit[i] > 0:
-            pose = euler_to_matrix(state.poses.angles[i])
-            trace = (rotations @ (pose @ group).reshape(len(group), 9).T).max(1)
-            keep = (trace - 1) / 2 >= np.cos(np.radians(limit))
-        else:
-            keep = admitted.any(0)
-        near = everything[keep] if keep.any() else everything
-        classes = np.arange(len(search.volumes))
-        out.append(Candidates(np.repeat(classes, len(near)), np.tile(near, len(classes)), shifts))
-    return out
+    """What a local search starts from: :func:`local_orientations` in every class, with all coarse shifts."""
+    classes, shifts = np.arange(len(search.volumes)), np.arange(len(search.coarse_shifts))
+    found = [np.flatnonzero(mine) for mine in local_orientations(state, search, settings, index)]
+    return [Candidates(np.repeat(classes, len(mine)), np.tile(mine, len(classes)), shifts) for mine in found]
 
 
 def best_poses(search: Search, batch: Batch, posteriors: list[Posterior], pixel_size: float) -> Found:

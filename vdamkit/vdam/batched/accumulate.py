@@ -22,11 +22,14 @@ def accumulate(
     coarse: OrientationGrid,
     tick: Callable[[float], None],
 ) -> Sums:
-    """All sums of some particles. What scatters adds whole numbers, so that chance has no part in the result."""
-    search, level = engine.search, engine.search.levels[-1]
+    """All sums of some particles; the cubes stay on the device.
+
+    What scatters adds whole numbers, so that chance has no part in the result.
+    """
+    search, level, xp = engine.search, engine.search.levels[-1], engine.device.xp
     projector = engine.projector(level.radius)
     ball, classes = projector.projector.ball, len(search.volumes)
-    cubes = np.zeros((classes, 2, 3, projector.projector.grid.size))
+    cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
     noise, noise_weight = _own_power(engine, batch, n_optics)
     power = np.zeros((classes, ball.n_shells))
     rows = Rows.of(found.entries, level.grid)
@@ -39,8 +42,8 @@ def accumulate(
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
         gradient, total = _residuals(engine, batch, found, rows, piece, rotated, phases, sample_shift, noise)
         information = ((total[0] + total[1]) * (rotated.real**2 + rotated.imag**2)).sum(0, dtype=np.float64)
-        power[k] += ball.shell_sums(engine.device.get(information))
-        cubes[k] += projector.scatter(turns, gradient, engine.device.xp.maximum(total, 0))
+        power[k] += projector.shell_sums(information)
+        projector.scatter(turns, gradient, xp.maximum(total, 0), cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
     class_weight, direction_weight = _class_sums(engine, found, coarse)
     offset2 = -2 * search.sigma_offset**2 * float(found.moment.sum())
@@ -59,7 +62,7 @@ def _residuals(
     mine = mine[np.argsort(rows.of_entry[mine], kind="stable")]
     optics = batch.optics[found.entries.particle[mine]]
     half = engine.put(batch.index % 2, np.int32)  # pseudo-half: parity in the file, for good
-    ball = engine.projector(engine.search.levels[-1].radius).projector.ball
+    projector = engine.projector(engine.search.levels[-1].radius)
     for group in np.unique(optics):
         some = mine[optics == group]
         start = np.searchsorted(rows.of_entry[some] - piece.start, np.arange(n_rows + 1))
@@ -70,20 +73,20 @@ def _residuals(
             engine.put(found.mass[some], real), sample_shift, found.sample_weight, batch.unmasked, batch.weight, batch.raw,
             batch.raw_weight, half, gradient, total, residual,
         )  # fmt: skip
-        noise[group] += ball.shell_sums(device.get(residual.sum(0, dtype=np.float64)) * ball.weight)
+        noise[group] += projector.shell_sums(residual.sum(0, dtype=np.float64) * projector.friedel)
     return gradient, total
 
 
 def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
     """Σ |b'|² and Σ w' per optics group and shell."""
-    ball = engine.projector(engine.search.levels[-1].radius).projector.ball
-    power, weight = np.zeros((2, n_optics, ball.n_shells))
+    projector = engine.projector(engine.search.levels[-1].radius)
+    power, weight = np.zeros((2, n_optics, projector.projector.ball.n_shells))
     for group in np.unique(batch.optics):
         some = engine.put(np.flatnonzero(batch.optics == group), np.int64)
         raw = batch.raw[some]
         own = (raw.real**2 + raw.imag**2).sum(0, dtype=np.float64)
-        power[group] = ball.shell_sums(engine.device.get(own) * ball.weight)
-        weight[group] = ball.shell_sums(engine.device.get(batch.raw_weight[some].sum(0, dtype=np.float64)) * ball.weight)
+        power[group] = projector.shell_sums(own * projector.friedel)
+        weight[group] = projector.shell_sums(batch.raw_weight[some].sum(0, dtype=np.float64) * projector.friedel)
     return power, weight
 
 

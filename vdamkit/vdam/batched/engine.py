@@ -15,7 +15,10 @@ from vdamkit.vdam.search import Search
 
 @dataclass(frozen=True)
 class DeviceBatch:
-    """Particles on a device, as `vdam.search.Batch` and `vdam.accumulate.RawBatch` describe them."""
+    """Particles on a device, as `vdam.search.Batch` and `vdam.accumulate.RawBatch` describe them.
+
+    On the last level's half-ball, voxels in the device's order (`imaging.device_projector`).
+    """
 
     index: np.ndarray  # (p,) particle numbers
     masked: Any  # (p, n) complex, b / sigma², Friedel weights applied, k = 0 left out
@@ -57,13 +60,23 @@ class Engine:
     def cube(self, radius: int, class_index: int) -> Any:
         """A class's reference, prepared for a half-ball of `radius`."""
         if radius not in self._cubes:
-            self._cubes[radius] = [self.device.put(cube) for cube in self.search.prepared(radius)]
+            self._cubes[radius] = [self.projector(radius).prepare(volume) for volume in self.search.volumes]
         return self._cubes[radius][class_index]
+
+    def scored(self, batch: DeviceBatch, radius: int) -> tuple[Any, Any]:
+        """What a level scores: `masked` and `weight` of a batch on its own half-ball."""
+        last = self.search.levels[-1].radius
+        if radius == last:
+            return batch.masked, batch.weight
+        here = self.projector(radius)
+        order = np.where(here.order < 0, -1, self.projector(last).place[here.order])
+        masked, weight = (here.columns_of(array, np.arange(len(batch)), order) for array in (batch.masked, batch.weight))
+        return masked, weight
 
     def phases(self, radius: int, shifts: np.ndarray) -> Any:
         """Phase factors of shifts `(m, 3)` in px: `(m, n)` complex."""
         projector = self.projector(radius)
-        out = self.device.xp.empty((len(shifts), len(half_ball(radius))), projector.projector.complex)
+        out = self.device.xp.empty((len(shifts), len(projector.order)), projector.projector.complex)
         self.device.kernels.phases(self.device.put(shifts / self.search.box), projector.k, out)
         return out
 

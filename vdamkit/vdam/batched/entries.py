@@ -10,7 +10,6 @@ import numpy as np
 from vdamkit.imaging.device_projector import Turns
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.posterior import PAIRS
-from vdamkit.vdam.search import Candidates
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,11 @@ class Entries:
         return Entries(*columns, self.shift_start, self.shift)
 
     @classmethod
-    def of(cls, candidates: list[Candidates]) -> Entries:
-        """From the candidates of single particles (orientations of each ascending within its class)."""
-        sizes = [len(c.orientations) for c in candidates]
-        return cls(
-            np.repeat(np.arange(len(candidates)), sizes),
-            np.concatenate([c.classes for c in candidates]), np.concatenate([c.orientations for c in candidates]),
-            np.append(0, np.cumsum([len(c.shifts) for c in candidates])), np.concatenate([c.shifts for c in candidates]),
-        )  # fmt: skip
+    def chosen(cls, mine: np.ndarray, classes: int, n_shifts: int) -> Entries:
+        """Each particle's own orientations, `mine` `(p, orientations)` bool, in every class; the same shifts for all."""
+        p = len(mine)
+        particle, class_index, orientation = np.nonzero(np.broadcast_to(mine[:, None], (p, classes, mine.shape[1])))
+        return cls(particle, class_index, orientation, n_shifts * np.arange(p + 1), np.tile(np.arange(n_shifts), p))
 
     @classmethod
     def everything(cls, n_particles: int, classes: int, orientations: np.ndarray, n_shifts: int) -> Entries:

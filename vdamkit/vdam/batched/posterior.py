@@ -12,7 +12,7 @@ from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries, Rows, most_likely, turns_of
 from vdamkit.vdam.posterior import admitted_orientations, interleaved
-from vdamkit.vdam.search import Candidates, Level, Search
+from vdamkit.vdam.search import Level, Search
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,9 @@ class Scored:
     """Weights (relative to the largest) of some particles' entries on a level, on the device."""
 
     entries: Entries
+    particle: Any  # (m,) int32, of each entry
     weights: Any
-    base: np.ndarray  # (m,) place of each entry's first weight
+    base: Any  # (m,) int64, place of each entry's first weight
     stride: int  # from one shift to the next
     start: np.ndarray  # (p + 1,) first weight of each particle
     shift_prior: Any  # (t,) log prior of each particle's shifts
@@ -49,14 +50,12 @@ class Significant:
     log_evidence: np.ndarray  # (p,)
 
 
-def run_search(
-    engine: Engine, batch: DeviceBatch, start: list[Candidates] | None, tick: Callable[[float], None]
-) -> Significant:
-    """All levels for some particles; `start` as in `vdam.posterior.run_search`."""
+def run_search(engine: Engine, batch: DeviceBatch, start: Entries | None, tick: Callable[[float], None]) -> Significant:
+    """All levels for some particles; on the first one only the entries of `start`, where that is given."""
     search = engine.search
     share = 1 / len(search.levels)
     last = len(search.levels) - 1
-    kept: Entries | None = None if start is None else Entries.of(start)
+    kept = start
     for number, level in enumerate(search.levels):
         if number > 0:
             assert kept is not None
@@ -81,9 +80,6 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
     """Every admitted orientation and shift of all particles, one matrix product for as many particles as fit at a time."""
     search, device, xp = engine.search, engine.device, engine.device.xp
     orientations = admitted_orientations(search, level.grid)
-    inside = None
-    if search.prior.active:
-        inside = search.prior.within_cut(level.grid.rotations(0.0, orientations), search.centres, search.symmetry)
     classes, n_shifts = len(search.volumes), len(search.shifts(level.fine_shifts))
     projector = engine.projector(level.radius)
     turns = turns_of(level.grid, search.perturbation, orientations)
@@ -91,23 +87,23 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
     n, width = rows.shape[1], len(rows)
     energy = rows.real**2 + rows.imag**2
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts))
+    masked, weight = engine.scored(batch, level.radius)
+    prior, centre = _dense_prior(engine, level, orientations), engine.put(batch.centre, np.int64)
     at_once = engine.dense_at_once(n, width, n_shifts)
     for first in range(0, len(batch), at_once):
         some = slice(first, min(first + at_once, len(batch)))
         count = some.stop - some.start
         entries = Entries.everything(count, classes, orientations, n_shifts)
-        weight = xp.ascontiguousarray(batch.weight[some, :n])
-        moved = (batch.masked[some, None, :n] * phases).reshape(count * n_shifts, n)
+        moved = (masked[some, None] * phases).reshape(count * n_shifts, n)
         scores = device.matmul(interleaved(moved, engine.real), interleaved(rows, engine.real), tf32=engine.tf32)
         scores = scores.reshape(count, n_shifts, width)
-        row = np.tile(np.arange(len(orientations)), count * classes)
-        prior = _entry_prior(search, level.grid, entries, batch.centre[some], orientations, row, inside)
-        scores += (engine.put(prior.reshape(count, width), engine.real) - 0.5 * device.matmul(weight, energy))[:, None]
+        scores += (prior[centre[some]] - 0.5 * device.matmul(weight[some], energy))[:, None]
         shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries, first), engine.real)
         scores += shift_prior.reshape(count, n_shifts)[:, :, None]
-        base = (n_shifts * width * np.arange(count)[:, None] + np.arange(width)).ravel()
+        base = (n_shifts * width * xp.arange(count, dtype=np.int64)[:, None] + xp.arange(width)).ravel()
+        particle = xp.repeat(xp.arange(count, dtype=np.int32), width)
         start = n_shifts * width * np.arange(count + 1)
-        yield _normalised(engine, entries, scores.reshape(-1), base, width, start, shift_prior)
+        yield _normalised(engine, entries, particle, scores.reshape(-1), base, width, start, shift_prior)
         tick(count / len(batch))
 
 
@@ -125,6 +121,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     prior = _entry_prior(search, level.grid, entries, batch.centre, rows.orientation, rows.of_entry)
     shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries), engine.real)
     shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(number[entries.shift], np.int32)
+    masked, weight = engine.scored(batch, level.radius)
     scores = xp.empty(int(entries.out[-1]), engine.real)
     for piece in rows.pieces(engine.rows_at_once(n)):
         mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))
@@ -132,30 +129,38 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
         rotated = projector.rotate(cube, turns_of(level.grid, search.perturbation, rows.orientation[piece]))
         start = np.searchsorted(entries.particle[mine], np.arange(len(batch) + 1))
         device.kernels.score(
-            rotated, batch.masked, batch.weight, phases, engine.put(start, np.int32),
+            rotated, masked, weight, phases, engine.put(start, np.int32),
             engine.put(rows.of_entry[mine] - piece.start, np.int32), engine.put(entries.out[:-1][mine], np.int64),
             engine.put(prior[mine], engine.real), shift_start, shift, shift_prior, scores,
             most_entries=int(np.diff(start).max()), most_shifts=int(entries.width.max()),
         )  # fmt: skip
         tick((piece.stop - piece.start) / len(rows.orientation))
     start = entries.out[entries.start]
-    return _normalised(engine, entries, scores, entries.out[:-1], 1, start, shift_prior)
+    particle, base = engine.put(entries.particle, np.int32), engine.put(entries.out[:-1], np.int64)
+    return _normalised(engine, entries, particle, scores, base, 1, start, shift_prior)
+
+
+def _dense_prior(engine: Engine, level: Level, orientations: np.ndarray) -> Any:
+    """Log prior `(centres, classes × orientations)` on the device: of the class, and of the orientation after the
+    perturbation; -inf where a centre does not admit it."""
+    search, device = engine.search, engine.device
+    of_class = engine.put(np.repeat(search.log_class, len(orientations)), np.float64)[None]
+    if not search.prior.active:
+        return device.xp.repeat(of_class, len(search.centres), 0).astype(engine.real)
+    unmoved, moved = (level.grid.rotations(p, orientations) for p in (0.0, search.perturbation))
+    inside = search.prior.within_cut(unmoved, search.centres, search.symmetry, device)
+    log = device.xp.where(inside, -0.5 * search.prior.distance(moved, search.centres, search.symmetry, device), -np.inf)
+    return (of_class + device.xp.tile(log, (1, len(search.volumes)))).astype(engine.real)
 
 
 def _entry_prior(
-    search: Search, grid: OrientationGrid, entries: Entries, centre: np.ndarray, orientations: np.ndarray, row: np.ndarray,
-    inside: np.ndarray | None = None,
-) -> np.ndarray:  # fmt: skip
-    """Log prior of each entry: of its class, and of its orientation (``orientations[row]``) after the perturbation.
-
-    inside: which orientations each prior centre admits, `(centres, orientations)`; the others get -inf.
-    """
+    search: Search, grid: OrientationGrid, entries: Entries, centre: np.ndarray, orientations: np.ndarray, row: np.ndarray
+) -> np.ndarray:
+    """Log prior of each entry: of its class, and of its orientation (``orientations[row]``) after the perturbation."""
     out = search.log_class[entries.class_index]
     if not search.prior.active:
         return out
     pairs = (row, centre[entries.particle])
-    if inside is not None:
-        out = np.where(inside[pairs[::-1]], out, -np.inf)
     rotations = grid.rotations(search.perturbation, orientations)
     return out - 0.5 * search.prior.pair_distance(rotations, search.centres, pairs, search.symmetry)
 
@@ -171,38 +176,36 @@ def _shift_prior(search: Search, batch: DeviceBatch, fine: bool, entries: Entrie
 
 
 def _normalised(
-    engine: Engine, entries: Entries, scores: Any, base: np.ndarray, stride: int, start: np.ndarray, shift_prior: Any
+    engine: Engine, entries: Entries, particle: Any, scores: Any, base: Any, stride: int, start: np.ndarray, shift_prior: Any
 ) -> Scored:
     device, xp, p = engine.device, engine.device.xp, entries.n_particles
     peak, total, best = xp.empty(p, np.float64), xp.empty(p, np.float64), xp.empty(p, np.int64)
     device.kernels.normalise(scores, engine.put(start, np.int64), peak, total, best)
-    return Scored(entries, scores, base, stride, start, shift_prior, device.get(peak), device.get(total), device.get(best))
+    found = (device.get(array) for array in (peak, total, best))
+    return Scored(entries, particle, scores, base, stride, start, shift_prior, *found)
 
 
 def _significant(engine: Engine, scored: Scored, *, last: bool) -> Significant:
     """The samples that together hold `adaptive_fraction` of the posterior; before the last level also at most so many."""
     search, device, xp = engine.search, engine.device, engine.device.xp
-    entries, m = scored.entries, len(scored.entries.particle)
+    entries, m = scored.entries, len(scored.particle)
     cap = 2**31 - 1 if last else search.max_significant * len(search.volumes)
     limit = xp.empty(entries.n_particles, engine.real)
     target = engine.put(search.adaptive_fraction * scored.total, np.float64)
     device.kernels.threshold(scored.weights, engine.put(scored.start, np.int64), target, cap, limit)
-    where = (engine.put(scored.base, np.int64), scored.stride, engine.put(entries.particle, np.int32),
-             engine.put(entries.shift_start, np.int32))  # fmt: skip
+    where = (scored.base, scored.stride, scored.particle, engine.put(entries.shift_start, np.int32))
     total = engine.put(scored.total, np.float64)
     count, mass, moment = xp.empty(m, np.int32), xp.empty(m, np.float64), xp.empty(m, np.float64)
     device.kernels.entry_sums(scored.weights, *where, scored.shift_prior, limit, total, count, mass, moment)
-    count, mass, moment = device.get(count), device.get(mass), device.get(moment)
-    start = np.append(0, np.cumsum(count, dtype=np.int64))
-    shift, weight = xp.empty(int(start[-1]), np.int32), xp.empty(int(start[-1]), engine.real)
-    device.kernels.samples(
-        scored.weights, *where, engine.put(entries.shift, np.int32), limit, total, engine.put(start, np.int64), shift, weight
-    )
-    kept = np.flatnonzero(count)
-    some = entries.some(kept)
+    end = xp.cumsum(count, dtype=np.int64)
+    n, start = int(end[-1]), end - count
+    shift, weight = xp.empty(n, np.int32), xp.empty(n, engine.real)
+    device.kernels.samples(scored.weights, *where, engine.put(entries.shift, np.int32), limit, total, start, shift, weight)
+    kept = xp.flatnonzero(count)  # few of many: only these leave the device
+    parts = (device.get(array[kept]) for array in (count, mass, moment, start))
     return Significant(
-        some, count[kept], mass[kept], moment[kept], start[:-1][kept], shift, weight, _best(scored),
-        1 / scored.total, scored.peak + np.log(scored.total),
+        entries.some(device.get(kept)), *parts, shift, weight, _best(scored), 1 / scored.total,
+        scored.peak + np.log(scored.total),
     )  # fmt: skip
 
 

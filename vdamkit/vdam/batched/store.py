@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.device import Device
+from vdamkit.imaging.device_projector import DeviceProjector
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.vdam.start import Particles
 
 SHARE = 0.5  # of a device's room that particles may keep
-MARGIN = 4  # shells beyond the radius in use that are kept, so that a gain in resolution need not fetch all again
+MARGIN = 4  # shells beyond the radius in use that are kept where the whole particles of a set have no room
 AT_ONCE = 64  # particles that travel together
 
 
@@ -43,8 +44,10 @@ class Store:
         """Two complex arrays and a real one."""
         return 5 * real.itemsize * len(half_ball(radius))
 
-    def gather(self, particles: Particles, index: np.ndarray, radius: int) -> tuple[tuple, np.ndarray, dict[int, str]]:
-        """Half-balls of `index` on `radius`, copied on the device: (masked, unmasked, weight), `(p, n)` each.
+    def gather(
+        self, particles: Particles, index: np.ndarray, projector: DeviceProjector
+    ) -> tuple[tuple, np.ndarray, dict[int, str]]:  # fmt: skip
+        """Half-balls of `index` for a projector, voxels in its order: (masked, unmasked, weight), `(p, n)` each.
 
         Also the positions in `index` of those that can be used, and a sentence about each of the others.
         """
@@ -53,10 +56,9 @@ class Store:
             self._ahead = None
         complaints = self.load(particles, index, ())
         at = np.array([j for j, i in enumerate(index.tolist()) if i not in complaints], int)
-        n = len(half_ball(radius))
         with self._lock:
-            rows = self.device.put(np.array([self._slots[i] for i in index[at].tolist()], np.int64))
-            arrays = tuple(self.device.xp.ascontiguousarray(a[rows][:, :n]) for a in (self.masked, self.unmasked, self.weight))
+            rows = np.array([self._slots[i] for i in index[at].tolist()], int)
+            arrays = tuple(projector.columns_of(array, rows) for array in (self.masked, self.unmasked, self.weight))
             self.device.synchronize()  # before the rows may be given to others
         return arrays, at, complaints
 
@@ -70,15 +72,14 @@ class Store:
         complaints: dict[int, str] = {}
         for first in range(0, len(missing), AT_ONCE):
             some = missing[first : first + AT_ONCE]
-            items, at, sentences = particles.fetch(some, self.radius)
+            arrays, at, sentences = particles.fetch_on(self.device, some, self.radius)
             complaints |= dict(zip(np.delete(some, at).tolist(), sentences, strict=True))
             if not len(at):
                 continue
             with self._lock:
                 rows = self.device.put(np.array(self._rows(some[at], {*index.tolist(), *others}), np.int64))
-                for name in ("masked", "unmasked", "weight"):
-                    mine = self.device.upload(np.stack([getattr(item, name) for item in items]))
-                    getattr(self, name)[rows] = mine
+                for kept, array in zip((self.masked, self.unmasked, self.weight), arrays, strict=True):
+                    kept[rows] = array
                 self.device.synchronize()
         return complaints
 
@@ -119,8 +120,9 @@ def store_for(device: Device, particles: Particles, radius: int, real: np.dtype,
     device.tables.pop(key, None)
     del kept
     device.kept = 0
-    wide = min(particles.box // 2, radius + MARGIN)
-    capacity = min(len(particles), int(SHARE * device.room) // Store.bytes_per_particle(wide, real))
+    room, full = int(SHARE * device.room), particles.box // 2
+    wide = full if len(particles) * Store.bytes_per_particle(full, real) <= room else min(full, radius + MARGIN)
+    capacity = min(len(particles), room // Store.bytes_per_particle(wide, real))
     if capacity < at_least:
         return None
     store = Store(device, wide, real, capacity)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,11 +19,12 @@ from vdamkit.state import State
 from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.accumulate import accumulate
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
+from vdamkit.vdam.batched.entries import Entries
 from vdamkit.vdam.batched.posterior import Significant, run_search
 from vdamkit.vdam.batched.store import store_for
 from vdamkit.vdam.search import Search
 from vdamkit.vdam.start import Particles
-from vdamkit.vdam.visit import Found, Progress, Visited, centre_rows, local_candidates, too_many_bad
+from vdamkit.vdam.visit import Found, Progress, Visited, centre_rows, local_orientations, too_many_bad
 
 T = TypeVar("T")
 MOST_HALVINGS = 20
@@ -39,9 +41,10 @@ def visit(
     progress, lock = Progress(tick, len(index)), threading.Lock()
     bad: dict[int, str] = {}
     coarse = search.levels[0].grid
+    totals: dict[Device, Sums] = {}  # of the chunks each device has done
     ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
 
-    def task(engine: Engine, chunk: np.ndarray) -> tuple[Sums, Found]:
+    def task(engine: Engine, chunk: np.ndarray) -> Found:
         """Read, search and sum one chunk on one device."""
         part = progress.part(len(chunk))
         laps = [time.perf_counter()]
@@ -51,7 +54,7 @@ def visit(
             bad.update(complaints)
             too_many_bad(bad, len(index))
         laps.append(time.perf_counter())
-        start = local_candidates(state, search, settings, batch.index) if local else None
+        start = local_entries(engine, state, settings, batch.index) if local else None
         found = run_search(engine, batch, start, part("E-step", 0.6, 0.05))
         laps.append(time.perf_counter())
         sums = accumulate(engine, batch, found, particles.n_optics, coarse, part("M-step", 0.35, 0.65))
@@ -60,13 +63,27 @@ def visit(
             for stage, seconds in zip(("read", "E-step", "M-step"), np.diff(laps).tolist(), strict=True):
                 clock[stage] = clock.get(stage, 0) + seconds
         progress.done(len(chunk))
-        return sums, poses_of(search, batch, found, particles.pixel_size)
+        poses = poses_of(search, batch, found, particles.pixel_size)
+        mine = totals.get(engine.device)
+        totals[engine.device] = sums if mine is None else mine + sums  # last: what fails above is done again
+        return poses
 
-    results, notes = share_out(search, index, task, tf32=settings.tf32)
-    total = results[0][0]
-    for sums, _ in results[1:]:
-        total = total + sums
-    return Visited(total, [found for _, found in results], bad, notes)
+    found, notes = share_out(search, index, task, tf32=settings.tf32)
+    return Visited(_total(search.backend.devices, totals), found, bad, notes)
+
+
+def _total(devices: tuple[Device, ...], totals: dict[Device, Sums]) -> Sums:
+    """The sums of all devices, on the first."""
+    first, *others = devices
+    sums = totals[first]
+    for device in others:
+        if device not in totals:
+            continue
+        with device.active():
+            cubes = device.get(totals[device].cubes)
+        with first.active():
+            sums = sums + replace(totals[device], cubes=first.put(cubes))
+    return sums
 
 
 def find_poses(
@@ -143,25 +160,25 @@ def make_batch(
     engine: Engine, state: State, particles: Particles, chunk: np.ndarray, upcoming: np.ndarray | None = None
 ) -> tuple[DeviceBatch, dict[int, str]]:
     """Particles on the device, moved by their last offsets and divided by the noise; see `vdam.visit.make_batch`."""
-    search, xp, real = engine.search, engine.device.xp, engine.real
+    search, real = engine.search, engine.real
     radius = search.levels[-1].radius
-    ball = half_ball(radius)
+    projector, ball = engine.projector(radius), half_ball(radius)
     (masked, unmasked, weight), at, complaints = _on_device(engine, particles, chunk, radius, upcoming)
     index = chunk[at]
     if not len(index):
         raise InputError(f"no particle of this chunk can be used; the first: {next(iter(complaints.values()))}")
     offsets = state.poses.offsets[index] / particles.pixel_size
-    inverse = (1 / state.sigma2)[:, ball.shell]  # per optics group
+    inverse = projector.in_order((1 / state.sigma2)[:, ball.shell])  # per optics group
     group = engine.put(particles.optics[index], np.int64)
     moved = engine.phases(radius, offsets) * real.type(state.grey_scale)
-    seen = ball.weight.copy()
-    seen[0] = 0  # the E-step leaves out k = 0
+    friedel = projector.in_order(ball.weight)
+    seen = np.where(projector.order == 0, 0, friedel)  # the E-step leaves out k = 0
     raw = masked * moved
-    divided = engine.put(inverse * ball.weight, real)[group]
+    divided = engine.put(inverse * friedel, real)[group]
     batch = DeviceBatch(
-        index, raw * engine.put(inverse * seen, real)[group], unmasked * moved * divided, weight * divided, raw,
-        xp.ascontiguousarray(weight), offsets, particles.offset_priors[index] / particles.pixel_size,
-        centre_rows(state, particles, index, search), particles.optics[index],
+        index, raw * engine.put(inverse * seen, real)[group], unmasked * moved * divided, weight * divided, raw, weight,
+        offsets, particles.offset_priors[index] / particles.pixel_size, centre_rows(state, particles, index, search),
+        particles.optics[index],
     )  # fmt: skip
     return batch, complaints
 
@@ -169,20 +186,25 @@ def make_batch(
 def _on_device(
     engine: Engine, particles: Particles, chunk: np.ndarray, radius: int, upcoming: np.ndarray | None
 ) -> tuple[tuple, np.ndarray, dict[int, str]]:
-    """Half-balls `(p, n)`: masked, unmasked, weight; from the device's store where that has room for the chunk."""
-    device: Device = engine.device
+    """Half-balls `(p, n)`, voxels in the device's order: masked, unmasked, weight; from the device's store where that has room
+    for the chunk."""
+    device, projector = engine.device, engine.projector(radius)
     store = store_for(device, particles, radius, engine.real, len(chunk))
     if store is not None:
-        out = store.gather(particles, chunk, radius)
+        out = store.gather(particles, chunk, projector)
         if upcoming is not None and len(upcoming):
             store.fetch_ahead(particles, upcoming, chunk)
         return out
-    items, at, sentences = particles.fetch(chunk, radius)
+    arrays, at, sentences = particles.fetch_on(device, chunk, radius)
     complaints = dict(zip(np.delete(chunk, at).tolist(), sentences, strict=True))
-    if not items:
-        return (None, None, None), at, complaints
-    names = ("masked", "unmasked", "weight")
-    return tuple(device.upload(np.stack([getattr(item, name) for item in items])) for name in names), at, complaints
+    return tuple(projector.columns_of(array, np.arange(len(at))) for array in arrays), at, complaints
+
+
+def local_entries(engine: Engine, state: State, settings, index: np.ndarray) -> Entries:
+    """What a local search starts from; see `vdam.visit.local_orientations`."""
+    search = engine.search
+    mine = local_orientations(state, search, settings, index, engine.device)
+    return Entries.chosen(mine, len(search.volumes), len(search.coarse_shifts))
 
 
 def poses_of(search: Search, batch: DeviceBatch, found: Significant, pixel_size: float) -> Found:
