@@ -59,6 +59,7 @@ def run(label: str, star: Path, truth: Path, settings: vk.Settings, radii: tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("reference", type=Path, nargs="?", default=Path("../shared/relion_reference"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=["stacks2d", "volumes3d", "c1"])

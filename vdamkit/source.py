@@ -21,7 +21,7 @@ from vdamkit.imaging.halfball import half_ball
 from vdamkit.io.particle import TiltStack, Volume
 from vdamkit.io.particles import ParticleSet
 
-
+CONVERTED = 32  # particles that a device converts while it waits for no other
 READERS = 3  # threads that read for a device; more of them only keep the one that launches its work from the interpreter
 
 
@@ -84,11 +84,16 @@ class ParticleSource:
         if device is HOST or self.mask_ndim == 3:
             items, at, complaints = self.fetch(index, radius)
             return upload_half_balls(items, radius, device), at, complaints
+        readers = replace(self.backend, threads=min(self.backend.threads, READERS))
         with self.backend.limits():
-            readers = replace(self.backend, threads=min(self.backend.threads, READERS))
-            results = readers.map(lambda i: self._read(int(i)), index)
+            waiting = readers.begin(lambda i: self._read(int(i)), index)
+            parts, results = [], []
+            for first in range(0, max(len(index), 1), CONVERTED):  # while the next are read
+                results += [future.result() for future in waiting[first : first + CONVERTED]]
+                stacks = [item for item in results[first:] if not isinstance(item, str)]
+                parts.append(stacks_to_half_balls(stacks, self.options(radius), device))
         at = [j for j, item in enumerate(results) if not isinstance(item, str)]
-        arrays = stacks_to_half_balls([results[j] for j in at], self.options(radius), device)
+        arrays = tuple(device.xp.concatenate(part) for part in zip(*parts, strict=True))
         measured = device.get(arrays[2].any(1))
         for j, good in zip(at, measured, strict=True):
             results[j] = results[j] if good else str(_nothing_measured(index[j]))

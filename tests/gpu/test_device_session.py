@@ -215,7 +215,7 @@ def held(store, particles, index, radius=3):
     projector = DeviceProjector(get_projector(16, radius, "float32"), store.device)
     (masked, unmasked, weight), at, complaints = store.gather(particles, np.array(index), projector)
     for array in (masked, unmasked, weight):
-        assert [int(v) for v in store.device.get(array)[:, -1].real] == [index[j] for j in at]
+        assert [int(v) for v in store.device.get(array)[:, projector.place[-1]].real] == [index[j] for j in at]
     return complaints
 
 

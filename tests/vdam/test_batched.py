@@ -1,5 +1,6 @@
 """The batched engine against the one on threads, which the other tests hold against definitions: same weights, same sums."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from test_posterior import grid_poses, tick
 
 import vdamkit as vk
 from vdamkit.backend import Backend
-from vdamkit.backend.device import Device
+from vdamkit.backend.device import Device, OutOfDeviceMemory
+from vdamkit.imaging.projector import PaddedGrid
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
@@ -22,6 +24,8 @@ from vdamkit.vdam.batched import accumulate as batched_sums
 from vdamkit.vdam.batched import posterior as batched
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries
+from vdamkit.vdam.batched.gradients import half_gradients as batched_gradients
+from vdamkit.vdam.moments import half_gradients
 from vdamkit.vdam.search import Candidates, Level
 
 BOX, RADIUS, COARSE = 12, 5, orientation_grid(0)
@@ -175,3 +179,41 @@ def test_tf32_changes_little(tutorial, adaptive):
     assert (rounded.poses.angles == single.poses.angles).all(1).mean() > 0.95
     if not adaptive:
         assert np.abs(change).max() > 0, "the rounding was not at work"
+
+
+@pytest.mark.parametrize("group", ["C1", "C4", "D2"])
+def test_gradients_are_the_threads(group):
+    """Scattered sums of both halves to the gradient: completed, symmetrised, divided and cropped on a device."""
+    rng, grid = np.random.default_rng(3), PaddedGrid(BOX, RADIUS + 2.5)
+    cubes = rng.normal(size=(2, 3, grid.size)).astype(np.float32)
+    cubes[:, 2] = np.abs(cubes[:, 2]) + 0.1
+    backend = Backend(1, (Device(),))
+    there = batched_gradients(grid, cubes, group, RADIUS, backend)
+    here = half_gradients(grid, cubes, group, RADIUS, backend)
+    np.testing.assert_allclose(there.weight, here.weight, rtol=1e-5)
+    np.testing.assert_allclose(there.d, here.d, rtol=0, atol=1e-5 * np.abs(here.d).max())
+
+
+def test_gradients_where_a_device_has_no_memory():
+    """The machine computes them."""
+
+    class Full(Device):
+        @contextmanager
+        def active(self):
+            try:
+                yield
+            except MemoryError:
+                raise OutOfDeviceMemory("full") from None
+
+        @property
+        def xp(self):
+            raise MemoryError
+
+        @xp.setter
+        def xp(self, value):
+            pass
+
+    grid = PaddedGrid(BOX, RADIUS + 2.5)
+    cubes = np.random.default_rng(3).random((2, 3, grid.size), np.float32)
+    found = batched_gradients(grid, cubes, "C2", RADIUS, Backend(1, (Full(),)))
+    np.testing.assert_array_equal(found.d, half_gradients(grid, cubes, "C2", RADIUS, Backend(1)).d)

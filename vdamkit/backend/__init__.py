@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,6 +54,10 @@ class Backend:
         parts = [items[first : first + at_once] for first in range(0, len(items), at_once)]
         done = _pool(self.threads).map(lambda part: [function(item) for item in part], parts)
         return [result for part in done for result in part]
+
+    def begin(self, function: Callable, items: Iterable) -> list[Future]:
+        """Begin with ``function(item)`` for all items, on the worker threads, in their order."""
+        return [_pool(self.threads).submit(function, item) for item in items]
 
     def release(self) -> None:
         """Give back the memory of the devices."""

@@ -187,11 +187,11 @@ class CudaKernels:
         self, values, weights, row_start, psi, source_start, source, source_weight, absolute_sum, depth, width, slabs,
         slab_weights,
     ) -> None:  # fmt: skip
-        patches, real, directions = -(-width // 2), source_weight.dtype, len(row_start) - 1
-        blocks = directions * _blocks(patches**2 * depth // 2)
+        side, real, directions = -(-width // 2), source_weight.dtype, len(row_start) - 1
+        blocks = directions * _blocks(side**2 * depth // 2)
         self._run(
             "spin_adjoint", real, (blocks,), values, weights, row_start, psi, source_start, source, source_weight,
-            real.type(absolute_sum), np.int32(patches), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
+            real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
             np.int32(values.shape[1]), np.int32(directions), slabs, slab_weights,
         )  # fmt: skip
 

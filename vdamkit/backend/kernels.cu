@@ -128,29 +128,33 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
 }
 
 // One thread sums up 2 × 2 neighbouring columns of the cylinder, for both halves: what bears on one of them mostly bears on
-// the others too, and is read once.
-extern "C" __global__ void spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights,
-                                        const int* __restrict__ row_start, const int* __restrict__ psi,
-                                        const int* __restrict__ source_start, const int2* __restrict__ source,
-                                        const REAL* __restrict__ source_weight, REAL absolute_sum, int patches, int depth,
-                                        int width, int n_voxels, int n_rows, int n_directions, COMPLEX* __restrict__ slabs,
-                                        REAL* __restrict__ slab_weights) {
-  int half_depth = depth / 2, cells = patches * patches * half_depth, chunks = (cells + blockDim.x - 1) / blockDim.x;
+// the others too, and is read once. A column that does not reach the thread's kz is read at its beginning, with no weight.
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ row_start,
+                 const int* __restrict__ psi, const int* __restrict__ source_start, const int2* __restrict__ source,
+                 const REAL* __restrict__ source_weight, REAL absolute_sum, int side, int depth, int width, int n_voxels,
+                 int n_rows, int n_directions, COMPLEX* __restrict__ slabs, REAL* __restrict__ slab_weights) {
+  int half_depth = depth / 2, patches = side * side, cells = patches * half_depth, chunks = (cells + blockDim.x - 1) / blockDim.x;
   int at = blockIdx.x % chunks * blockDim.x + threadIdx.x, d = blockIdx.x / chunks;
   if (at >= cells) return;
   int patch = at / half_depth, kz = at % half_depth * 2;
+  long long other = (long long)n_rows * n_voxels;  // from one half to the other
   Four sum[2][4] = {};  // by half and column: two complex numbers
   Two total[2][4] = {};
   for (int r = row_start[d]; r < row_start[d + 1]; r++) {
-    const int* range = source_start + (long long)psi[r] * (patches * patches + 1) + patch;
-    for (int e = range[0]; e < range[1]; e++) {
+    const int* range = source_start + (long long)psi[r] * (patches + 1) + patch;
+    const COMPLEX* row = values + (long long)r * n_voxels;
+    const REAL* row_weight = weights + (long long)r * n_voxels;
+    int last = range[1];
+    for (int e = range[0]; e < last; e++) {
       int2 column = source[e];  // its first voxel, and how many it has
-      if (kz >= column.y) continue;
       Four w = ((const Four*)source_weight)[e];
+      bool inside = kz < column.y;
+      int from = column.x + (inside ? kz : 0);
+      for (int j = 0; j < 4; j++) w.of[j] = inside ? w.of[j] : REAL(0);
       for (int h = 0; h < 2; h++) {
-        long long from = ((long long)h * n_rows + r) * n_voxels + column.x + kz;
-        Four value = *(const Four*)(values + from);
-        Two weight = *(const Two*)(weights + from);
+        Four value = *(const Four*)(row + h * other + from);
+        Two weight = *(const Two*)(row_weight + h * other + from);
         for (int j = 0; j < 4; j++) {
           for (int i = 0; i < 4; i++) sum[h][j].of[i] += w.of[j] * value.of[i];
           for (int i = 0; i < 2; i++) total[h][j].of[i] += fabs(w.of[j]) * weight.of[i];
@@ -159,7 +163,7 @@ extern "C" __global__ void spin_adjoint(const COMPLEX* __restrict__ values, cons
     }
   }
   for (int j = 0; j < 4; j++) {
-    int y = patch / patches * 2 + j / 2, x = patch % patches * 2 + j % 2;
+    int x = patch % side * 2 + j % 2, y = patch / side * 2 + j / 2;
     if (y >= width || x >= width) continue;
     for (int h = 0; h < 2; h++) {
       long long to = (((long long)h * n_directions + d) * width * width + y * width + x) * depth + kz;

@@ -69,14 +69,15 @@ def spin_adjoint(
     half-ball; source_weight `(sources, 4)`, on each of the four. slabs `(2, d, columns × depth)` complex, slab_weights, real.
     """
     side = -(-width // 2)
-    kz = np.arange(depth)
+    kz, y, x = np.arange(depth), *(2 * a for a in np.divmod(np.arange(side**2), side))
 
     def summed(start: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Runs of `values` `(sources, depth)`, weighted in four ways, as columns of the cylinder."""
         ends, numbers = start - start[0], np.arange(len(values))
-        four = [csr_matrix((w[:, j], numbers, ends), (side**2, len(values))) @ values for j in range(4)]
-        square = np.stack(four, 1).reshape(side, side, 2, 2, depth).transpose(0, 2, 1, 3, 4)
-        return square.reshape(2 * side, 2 * side, depth)[:width, :width].ravel()
+        slab = np.zeros((width + 1, width + 1, depth), values.dtype)
+        for j in range(4):
+            slab[y + j // 2, x + j % 2] = csr_matrix((w[:, j], numbers, ends), (len(x), len(values))) @ values
+        return slab[:width, :width].ravel()
 
     for h in range(2):
         for d, (begin, end) in enumerate(pairwise(row_start.tolist())):

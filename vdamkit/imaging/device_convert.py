@@ -101,12 +101,18 @@ def _convert(stacks: Sequence[TiltStack], options: ImagingOptions, device: Devic
     for half in (0, 1):
         cubes[:, half] = (sums[:, half, 0] + 1j * sums[:, half, 1]) / scales[0]
     cubes[:, 2] = sums[:, 0, 2] / scales[1]
-    masked, unmasked, weight = _read_back(grid.to_map(cubes, device), options, device).swapaxes(0, 1)
-    return masked, unmasked, weight.real
+    maps = xp.zeros((_at_once(options, device), 3, *3 * [options.box]), real)  # of always the same size: see _read_back
+    maps[: len(stacks)] = grid.to_map(cubes, device)
+    masked, unmasked, weight = _read_back(maps, options, device)[: len(stacks)].swapaxes(0, 1)
+    grey = real.type(options.grey_scale)
+    return masked * grey, unmasked * grey, weight.real
 
 
 def _read_back(maps: Any, options: ImagingOptions, device: Device) -> Any:
-    """Transforms of maps `(p, 3, box, box, box)` on the half-ball, `(p, 3, n)` complex."""
+    """Transforms of maps `(p, 3, box, box, box)` on the half-ball, `(p, 3, n)` complex.
+
+    A device plans its transforms anew for each number of maps.
+    """
     xp, axes = device.xp, (2, 3, 4)
     transform = xp.fft.rfftn(xp.fft.ifftshift(maps, axes), axes=axes).reshape(*maps.shape[:2], -1)
     at, flip = places(options.box, options.radius)
@@ -114,4 +120,4 @@ def _read_back(maps: Any, options: ImagingOptions, device: Device) -> Any:
     mate[flip] = True
     values = transform[:, :, device.put(at)]
     values = xp.where(device.put(mate), values.conj(), values)
-    return values * np.dtype(options.dtype).type(options.grey_scale / options.box**3)
+    return values / np.dtype(options.dtype).type(options.box**3)

@@ -18,7 +18,7 @@ from vdamkit.vdam.start import Particles
 
 SHARE = 0.5  # of a device's room that particles may keep
 MARGIN = 4  # shells beyond the radius in use that are kept where the whole particles of a set have no room
-AT_ONCE = 64  # particles that travel together
+AT_ONCE = 256  # particles that travel together
 
 
 class Store:
