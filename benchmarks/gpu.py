@@ -100,7 +100,7 @@ class MadeUp:
         self.map = (shape / shape.std() * soft_sphere(box, 100 / pixel_size, 3)).astype(np.float32)
         reference = projector.prepare(self.map)
         k = np.sqrt((ball.k**2).sum(1))
-        self._pool = []
+        self._pool, self._there = [], {}  # on the host, and by device
         for angles in self.angles[:pool]:
             clean = projector.rotate(reference, euler_to_matrix(angles))
             w = (0.1 + np.cos(rng.uniform(0.2, 0.5) * k) ** 2).astype(np.float32)
@@ -117,8 +117,10 @@ class MadeUp:
         return [self._pool[i % len(self._pool)].crop(n) for i in index], np.arange(len(index)), []
 
     def fetch_on(self, device: Device, index: np.ndarray, radius: int) -> tuple[tuple, np.ndarray, list[str]]:
-        items, at, complaints = self.fetch(index, radius)
-        return upload_half_balls(items, radius, device), at, complaints
+        if device not in self._there:
+            self._there[device] = upload_half_balls(self._pool, self.box // 2, device)
+        rows, n = device.put(np.asarray(index) % len(self._pool)), len(half_ball(radius))
+        return tuple(array[rows, :n] for array in self._there[device]), np.arange(len(index)), []
 
 
 def _gaussian(box: int, width: float) -> np.ndarray:
@@ -225,7 +227,7 @@ def _m_step(device: Device, box: int, radius: int, particles: int) -> Timed:
     made_up, settings = MadeUp(box, 512 / box, particles), vk.Settings(**TUTORIAL)
     state, index = initial_state(made_up, settings, Backend(available_cores())), np.arange(particles)
     search = make_search(state, settings, made_up, Backend(1, (device,)), radius, index)
-    search = replace(search, volumes=made_up.map[None])  # whose posteriors are as narrow as later in a job
+    search = replace(search, volumes=made_up.map[None] * state.grey_scale)  # posteriors as narrow as later in a job
     engine, coarse, level = Engine(search, device), search.levels[0].grid, search.levels[-1]
     with device.active():
         batch, _ = make_batch(engine, state, made_up, index)

@@ -2,20 +2,17 @@
 
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import vdamkit.backend
 from vdamkit.backend import twins
-from vdamkit.backend.cuda import CudaDevice
+from vdamkit.backend.cuda import CudaDevice, _source
 from vdamkit.backend.device import Device, round_to_tf32
 from vdamkit.imaging.device_projector import DeviceProjector, Turns
 from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import orientation_grid
 
-SOURCE = Path(vdamkit.backend.__file__).parent / "kernels.cu"
 REALS = [np.float32, np.float64]
 TOLERANCE = {True: 2e-5, False: 1e-12}  # in single precision and not, of the largest value: sums go in another order
 
@@ -207,16 +204,18 @@ def test_scattering_does_not_depend_on_the_order(cuda):
     np.testing.assert_array_equal(first, scattered(rng.permutation(number)))
 
 
-def test_nvcc_takes_the_source():
+def test_nvcc_takes_the_source(tmp_path):
     """The source as a device's compiler sees it, in both precisions."""
+    source = tmp_path / "kernels.cu"
+    source.write_text(_source())
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("no nvcc")
     for kind in (("-DREAL=float", "-DCOMPLEX=float2", "-DSINGLE"), ("-DREAL=double", "-DCOMPLEX=double2")):
-        command = [nvcc, "-ptx", "-arch=sm_80", "-std=c++17", "-Werror=all-warnings", *kind, "-o", "-", str(SOURCE)]
+        command = [nvcc, "-ptx", "-arch=sm_80", "-std=c++17", "-Werror=all-warnings", *kind, "-o", "-", str(source)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count(".entry") == SOURCE.read_text().count('extern "C"')
+        assert done.stdout.count(".entry") == _source().count('extern "C"')
 
 
 # TF32 --------------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def _cupy(device: str) -> Any:
 
 @lru_cache(maxsize=2)
 def _source() -> str:
-    return (Path(__file__).parent / "kernels.cu").read_text(encoding="utf-8")
+    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("projector.cu", "search.cu"))
 
 
 class CudaDevice(Device):
@@ -146,7 +146,7 @@ class CudaDevice(Device):
 
 
 class CudaKernels:
-    """The kernels of kernels.cu, called as their twins are; compiled at first use (CuPy keeps what it compiled on disc)."""
+    """The kernels of the .cu files, called as their twins are; compiled at first use (CuPy keeps what it compiled on disc)."""
 
     def __init__(self, device: CudaDevice):
         self._device = device

@@ -1,4 +1,4 @@
-"""What each kernel of kernels.cu computes, in NumPy: their definition, and what they are tested against.
+"""What each kernel of the .cu files computes, in NumPy: their definition, and what they are tested against.
 
 All write into their last arguments. "Ragged" arrays hold one run per particle, run i from ``start[i]`` to ``start[i + 1]``.
 """
