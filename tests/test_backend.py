@@ -3,9 +3,11 @@
 import sys
 import threading
 
+import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from vdamkit.backend import get_backend
+from vdamkit.backend import Backend, get_backend
+from vdamkit.backend.device import HOST, Device, DeviceLost, OutOfDeviceMemory, or_on_host
 
 
 def blas_threads():
@@ -69,3 +71,39 @@ def test_map_takes_the_largest_first_and_keeps_the_order():
     out = get_backend("cpu", 1).map(lambda n: begun.append(n) or n * n, [2, 5, 3, 5], size=lambda n: n)
     assert out == [4, 25, 9, 25] and begun == [5, 5, 3, 2]
     assert get_backend("cpu", 2).map(lambda n: n * n, [2, 5, 3, 5], size=lambda n: n) == out
+
+
+def test_begin_returns_at_once_and_keeps_the_order():
+    gate = threading.Event()
+    waiting = Backend(2).begin(lambda i: gate.wait(10) and i * i, range(5))
+    assert not waiting[-1].done()
+    gate.set()
+    assert [future.result() for future in waiting] == [0, 1, 4, 9, 16]
+
+
+def test_hand_over_is_quicker_with_a_device_and_put_back():
+    before = sys.getswitchinterval()
+    with Backend(2).limits():
+        assert sys.getswitchinterval() == pytest.approx(2e-4)
+        with Backend(2, (Device(),)).limits():
+            assert sys.getswitchinterval() == pytest.approx(2e-5)
+    assert sys.getswitchinterval() == before
+
+
+def test_what_a_device_has_no_memory_for_is_done_here():
+    class Full(Device):
+        released = False
+
+        def release(self):
+            self.released = True
+
+    def work(device):
+        if device is not HOST:
+            raise OutOfDeviceMemory("full")
+        return "here"
+
+    device = Full()
+    assert or_on_host(device, work) == "here" and device.released
+    assert or_on_host(HOST, lambda device: device) is HOST
+    with pytest.raises(DeviceLost):
+        or_on_host(device, lambda device: (_ for _ in ()).throw(DeviceLost("gone")))

@@ -116,16 +116,17 @@ class ParticleSource:
 
     def _read(self, i: int) -> TiltStack | str:
         """A stack as it lies in its file, kept; or what is wrong with it."""
-        stack = self._kept.get((i, "stack"))
-        if stack is None:
-            try:
-                stack = self._load(i)
-            except ParticleError as problem:
-                return str(problem)
-            self._kept.put((i, "stack"), stack, stack.images.nbytes)
+        try:
+            stack = self._load(i)
+        except ParticleError as problem:
+            return str(problem)
+        self._kept.put((i, "stack"), stack, stack.images.nbytes)
         return stack
 
     def _load(self, i: int) -> TiltStack | Volume:
+        kept = self._kept.get((i, "stack"))
+        if kept is not None:
+            return kept
         if self.settings.scratch_dir is None:
             return self.particles.load(i)
         return self.particles.load(i, locate=self._on_scratch)

@@ -12,6 +12,8 @@ from vdamkit.errors import InputError, SettingsError
 from vdamkit.imaging.device_projector import DeviceProjector
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.projector import get_projector
+from vdamkit.sampling.orientations import orientation_grid
+from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.vdam.batched.store import Store
 
 OPTIONS = {"mini_batches": 12, "symmetry": "C1", "mask_diameter": 220.0, "batch_initial": 10, "batch_final": 12, "threads": 1,
@@ -256,3 +258,17 @@ def test_an_error_while_fetching_ahead_is_met_again_where_it_counts(stub):
     with pytest.raises(InputError, match="disc is gone"):
         held(store, Broken(), [4])
     held(store, Numbered(), [4, 5])
+
+
+@pytest.mark.parametrize("symmetry", ["C3", "D2"])
+def test_priors_are_the_cpus(cuda, symmetry):
+    """Distances to prior centres and what they admit, among them a centre that admits nothing but the nearest."""
+    prior, grid, device = OrientationPrior(rot=20, tilt=4, psi=6), orientation_grid(1), CudaDevice(0)
+    centres = np.random.default_rng(0).uniform([-180, 0, -180], [180, 180, 180], (9, 3))
+    rotations = grid.rotations(3.0)
+    with device.active():
+        distance = device.get(prior.distance(rotations, centres, symmetry, device))
+        inside = device.get(prior.within_cut(rotations, centres, symmetry, device))
+    np.testing.assert_allclose(distance, prior.distance(rotations, centres, symmetry), rtol=1e-12)
+    np.testing.assert_array_equal(inside, prior.within_cut(rotations, centres, symmetry))
+    assert inside.any(1).all() and not inside.all()
