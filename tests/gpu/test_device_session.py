@@ -272,3 +272,14 @@ def test_priors_are_the_cpus(cuda, symmetry):
     np.testing.assert_allclose(distance, prior.distance(rotations, centres, symmetry), rtol=1e-12)
     np.testing.assert_array_equal(inside, prior.within_cut(rotations, centres, symmetry))
     assert inside.any(1).all() and not inside.all()
+
+
+def test_accuracies_are_the_cpus(cuda, few_particles):
+    """The tenth mini-batch estimates how well particles can be aligned; from the same state, here and there."""
+    here = session(few_particles, "cpu")
+    here.run(9)
+    there = here.branch(device="cuda")
+    here.step(), there.step()
+    for name in ("accuracy_rotation", "accuracy_offset"):
+        assert np.isfinite(getattr(here.state, name))
+        assert getattr(there.state, name) == pytest.approx(getattr(here.state, name), rel=1e-5)

@@ -176,6 +176,14 @@ class DeviceProjector:
                 out[:, row] += sums[0, :, row] / scale
 
 
+def device_projector(projector: Projector, device: Device) -> DeviceProjector:
+    """The tables of a projector on a device, which stay there until the device is released."""
+    key = ("projector", projector.box, projector.radius, projector.dtype)
+    if key not in device.tables:
+        device.tables[key] = DeviceProjector(projector, device)
+    return device.tables[key]
+
+
 def whole_number_scale(largest: float, terms: int) -> float:
     """The largest power of two by which values up to `largest` can be multiplied so that `terms` of them fit 62 bits."""
     if largest == 0:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vdamkit.backend import Backend
 from vdamkit.backend.device import HOST, Device, or_on_host
-from vdamkit.imaging.device_projector import DeviceProjector, Turns
+from vdamkit.imaging.device_projector import Turns, device_projector
 from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.orientations import angular_step
@@ -63,7 +63,7 @@ def _rotated(volume: np.ndarray, projector: Projector, backend: Backend, rotatio
                 return projector.spin(slab, 0.0, np.empty(len(projector.ball), projector.complex))
 
             return np.stack(backend.map(rotate, many))
-        there = DeviceProjector(projector, device)
+        there = device_projector(projector, device)
         return device.get(there.rotate(there.prepare(volume), Turns.single(many)))[:, there.place]
 
     return or_on_host(backend.device, work).reshape(*rotations.shape[:-2], -1)

@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 from vdamkit.backend import Backend
+from vdamkit.backend.device import Device, or_on_host
 from vdamkit.errors import InputError
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import mask_power
@@ -139,13 +140,17 @@ def _update_sampling(
         return state
     some = np.sort(rng.permutation(visited)[:12])
     projector = get_projector(particles.box, radius, settings.real)
-    items, at, _ = particles.fetch(some, radius)
+
+    def seen(device: Device) -> tuple[np.ndarray, np.ndarray]:
+        """w of the particles, and which of them can be used."""
+        (_, _, weight), at, _ = particles.fetch_on(device, some, radius)
+        return device.get(weight), at
+
+    weight, at = or_on_host(backend.device, seen)
     if not len(at):
         return state
     ball = half_ball(radius)
-    groups = particles.optics[some[at]]
-    weights = [item.weight * ball.weight / state.sigma2[g][ball.shell] for item, g in zip(items, groups, strict=True)]
-    weights = [w.astype(settings.real) for w in weights]
+    weights = (weight * ball.weight / state.sigma2[particles.optics[some[at]]][:, ball.shell]).astype(settings.real)
     rotations = euler_to_matrix(state.poses.angles[some[at]])
     volumes = state.maps[state.class_probability >= 0.01]
     rotation, offset = accuracy.alignment_accuracy(volumes, projector, backend, weights, rotations, rng)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.device import Device
-from vdamkit.imaging.device_projector import DeviceProjector
+from vdamkit.imaging.device_projector import DeviceProjector, device_projector
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.vdam.search import Search
 
@@ -52,10 +52,7 @@ class Engine:
 
     def projector(self, radius: int) -> DeviceProjector:
         """The projector's tables, which stay on the device from mini-batch to mini-batch."""
-        key = ("projector", self.search.box, radius, self.search.dtype)
-        if key not in self.device.tables:
-            self.device.tables[key] = DeviceProjector(self.search.projector(radius), self.device)
-        return self.device.tables[key]
+        return device_projector(self.search.projector(radius), self.device)
 
     def cube(self, radius: int, class_index: int) -> Any:
         """A class's reference, prepared for a half-ball of `radius`."""

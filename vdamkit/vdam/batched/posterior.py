@@ -11,7 +11,7 @@ import numpy as np
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries, Rows, most_likely, turns_of
-from vdamkit.vdam.posterior import admitted_orientations, interleaved
+from vdamkit.vdam.posterior import interleaved
 from vdamkit.vdam.search import Level, Search
 
 
@@ -79,7 +79,7 @@ def run_search(engine: Engine, batch: DeviceBatch, start: Entries | None, tick: 
 def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable[[float], None]) -> Any:
     """Every admitted orientation and shift of all particles, one matrix product for as many particles as fit at a time."""
     search, device, xp = engine.search, engine.device, engine.device.xp
-    orientations = admitted_orientations(search, level.grid)
+    orientations, prior = _dense_prior(engine, level)
     classes, n_shifts = len(search.volumes), len(search.shifts(level.fine_shifts))
     projector = engine.projector(level.radius)
     turns = turns_of(level.grid, search.perturbation, orientations)
@@ -88,7 +88,7 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
     energy = rows.real**2 + rows.imag**2
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts))
     masked, weight = engine.scored(batch, level.radius)
-    prior, centre = _dense_prior(engine, level, orientations), engine.put(batch.centre, np.int64)
+    centre = engine.put(batch.centre, np.int64)
     at_once = engine.dense_at_once(n, width, n_shifts)
     for first in range(0, len(batch), at_once):
         some = slice(first, min(first + at_once, len(batch)))
@@ -140,17 +140,19 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     return _normalised(engine, entries, particle, scores, base, 1, start, shift_prior)
 
 
-def _dense_prior(engine: Engine, level: Level, orientations: np.ndarray) -> Any:
-    """Log prior `(centres, classes × orientations)` on the device: of the class, and of the orientation after the
-    perturbation; -inf where a centre does not admit it."""
-    search, device = engine.search, engine.device
-    of_class = engine.put(np.repeat(search.log_class, len(orientations)), np.float64)[None]
-    if not search.prior.active:
-        return device.xp.repeat(of_class, len(search.centres), 0).astype(engine.real)
-    unmoved, moved = (level.grid.rotations(p, orientations) for p in (0.0, search.perturbation))
-    inside = search.prior.within_cut(unmoved, search.centres, search.symmetry, device)
-    log = device.xp.where(inside, -0.5 * search.prior.distance(moved, search.centres, search.symmetry, device), -np.inf)
-    return (of_class + device.xp.tile(log, (1, len(search.volumes)))).astype(engine.real)
+def _dense_prior(engine: Engine, level: Level) -> tuple[np.ndarray, Any]:
+    """Orientations that any prior centre admits, ascending; and the log prior `(centres, classes × orientations)` on the
+    device: of the class, and of the orientation after the perturbation; -inf where a centre does not admit it."""
+    search, device, xp = engine.search, engine.device, engine.device.xp
+    orientations, log = np.arange(len(level.grid)), xp.zeros((len(search.centres), len(level.grid)))
+    if search.prior.active:
+        inside = search.prior.within_cut(level.grid.rotations(0.0), search.centres, search.symmetry, device)
+        orientations = np.flatnonzero(device.get(inside.any(0)))
+        moved = level.grid.rotations(search.perturbation, orientations)
+        distance = search.prior.distance(moved, search.centres, search.symmetry, device)
+        log = xp.where(inside[:, device.put(orientations)], -0.5 * distance, -np.inf)
+    of_class = engine.put(np.repeat(search.log_class, len(orientations)), np.float64)
+    return orientations, (of_class + xp.tile(log, (1, len(search.volumes)))).astype(engine.real)
 
 
 def _entry_prior(
