@@ -44,25 +44,25 @@ class Painter:
                 self._wake.set()
 
     def _next(self) -> tuple[str, Callable, Callable, bool] | None:
-        """The next wish that may be carried out now; None to wait. Ends the thread's turn where there is none at all."""
-        with self._lock:
-            urgent = [key for key, wish in self._wishes.items() if wish[2]]
-            if not urgent and time.monotonic() < self._rest_until:
-                return None
-            key = (urgent or list(self._wishes))[0]
-            return (key, *self._wishes.pop(key))
+        """The next wish, once it may be carried out; None where there is none any more: the thread then ends.
 
-    def _work(self) -> None:
+        Looking and taking are one turn of the lock, as `close` may empty the wishes at any other moment.
+        """
         while True:
             with self._lock:
                 if self._closed or not self._wishes:
                     self._thread = None
-                    return
-            wish = self._next()
-            if wish is None:
-                self._wake.wait(max(0.01, self._rest_until - time.monotonic()))
-                self._wake.clear()
-                continue
+                    return None
+                urgent = [key for key, wish in self._wishes.items() if wish[2]]
+                rest = self._rest_until - time.monotonic()
+                if urgent or rest <= 0:
+                    key = (urgent or list(self._wishes))[0]
+                    return (key, *self._wishes.pop(key))
+            self._wake.wait(max(0.01, rest))
+            self._wake.clear()
+
+    def _work(self) -> None:
+        while (wish := self._next()) is not None:
             key, draw, deliver, urgent = wish
             began = time.monotonic()
             try:
