@@ -148,6 +148,15 @@ def test_chunks_add_up():
     close(sums_of(search, batch, raw, posteriors), parts[0] + parts[1], 1e-10)
 
 
+def test_voxels_a_few_at_a_time_or_all_at_once(monkeypatch):
+    case = problem(16, adaptive_fraction=1.0)
+    whole = sums_of(*case)
+    monkeypatch.setattr("vdamkit.vdam.accumulate.CACHE_BYTES", 0)
+    pieces = sums_of(*case)
+    for name in Sums.__dataclass_fields__:
+        np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
+
+
 def test_halves_do_not_mix():
     """A change in the data of an even particle leaves the odd half as it is."""
     search, batch, raw, posteriors = problem(8, classes=1)

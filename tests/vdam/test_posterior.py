@@ -20,7 +20,7 @@ from vdamkit.sampling.euler import euler_to_matrix, rotation_angle
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
-from vdamkit.vdam.posterior import dense_scores, interleaved, rotate_rows, run_search
+from vdamkit.vdam.posterior import dense_scores, interleaved, overlaps, rotate_rows, run_search
 from vdamkit.vdam.search import Level, coarse_radius, plan_levels
 
 BOX, RADIUS = 16, 7
@@ -82,6 +82,18 @@ def test_interleaving_gives_the_real_part_of_the_product():
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=(3, 5, 2)) @ [1, 1j] for _ in range(2))
     np.testing.assert_allclose(interleaved(a, np.float64) @ interleaved(b, np.float64).T, (a.conj() @ b.T).real)
+
+
+@pytest.mark.parametrize("waste", [0, 8, 1000])
+def test_particles_scored_together_or_one_by_one(waste, monkeypatch):
+    monkeypatch.setattr("vdamkit.vdam.posterior.WASTE", waste)
+    rng = np.random.default_rng(6)
+    rows, phases, images = (rng.normal(size=(m, 30, 2)) @ [1, 1j] for m in (40, 9, 3))
+    at = [np.array([3, 4, 30]), np.array([0]), np.arange(20, 40)]
+    shifts = [np.array([0, 8]), np.array([2, 3, 5]), np.array([1])]
+    for found, mine, some, image in zip(overlaps(rows, at, phases, shifts, images), at, shifts, images, strict=True):
+        wanted = np.einsum("rk,sk,k->rs", rows[mine].conj(), phases[some], image).real
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["plain", "perturbed", "two classes", "offset prior"])

@@ -6,7 +6,8 @@ For each class and pseudo-half-set h the residual is scattered back, not the ima
     data_h   += Σ p(φ, t) · adjoint_φ[ b e^{−2πi k·t/N} − w A_φ ]
     weight_h += Σ p(φ, t) · adjoint_φ[ w ]
 
-Each rotation is scattered once per chunk of particles, not once per particle.
+Each rotation is scattered once per chunk of particles, not once per particle. Inside, sums over samples are matrix products
+of their probabilities with moved images; a few voxels at a time, so that all of it stays in the cache.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import numpy as np
 
 from vdamkit.imaging.projector import Projector, Tilt
 from vdamkit.sampling.orientations import OrientationGrid
-from vdamkit.vdam.posterior import rotate_rows
-from vdamkit.vdam.search import Batch, Posterior, Search
+from vdamkit.vdam.posterior import interleaved, rotate_rows
+from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
 LANE_BYTES = 2**28  # of all lanes' cubes together
 AT_ONCE = 8  # directions scattered together
+CACHE_BYTES = 2**23  # of one worker's images, references and sums of some voxels
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,11 @@ def accumulate(
     level = search.levels[-1]
     projector = search.projector(level.radius)
     classes, shells = len(search.volumes), projector.ball.n_shells
-    members: dict[tuple, list] = {}
+    members: dict[tuple[int, int, int], list[tuple[int, Block]]] = {}  # by class, group and pseudo-half
     for i, posterior in enumerate(posteriors):
+        half = int(batch.index[i]) % 2  # parity in the file, for good
         for block in posterior.blocks:
-            members.setdefault(block.group, []).append((i, block))
+            members.setdefault((*block.group, half), []).append((i, block))
     jobs = sorted(members)
     lane_bytes = classes * 6 * projector.grid.size * projector.dtype.itemsize
     n_lanes = int(np.clip(LANE_BYTES // lane_bytes, 2, MAX_LANES))
@@ -145,73 +148,104 @@ def _total(search: Search, projector: Projector, lanes: list[Lane]) -> np.ndarra
     return total
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What the posteriors of an optics group's particles hold of one group of rotations, as matrices."""
+
+    optics: int
+    particles: list[int]
+    shifts: list[np.ndarray]  # of each particle, in the level's table
+    probability: np.ndarray  # (rows, samples): the shifts of one particle after those of another
+    mass: np.ndarray  # (rows, particles) the same summed over shifts
+
+    @classmethod
+    def of(cls, optics: int, members: list[tuple[int, Block]], posteriors: list, union: np.ndarray, real: np.dtype) -> Samples:
+        used = [np.flatnonzero(block.scores.any(0)) for _, block in members]
+        ends = np.cumsum([0, *map(len, used)])
+        probability, mass = np.zeros((len(union), ends[-1]), real), np.zeros((len(union), len(members)), real)
+        for j, (_, block) in enumerate(members):
+            at = np.searchsorted(union, block.orientations)
+            probability[at, ends[j] : ends[j + 1]] = block.scores[:, used[j]]
+            mass[at, j] = block.scores.sum(1)
+        shifts = [posteriors[i].shifts[mine] for (i, _), mine in zip(members, used, strict=True)]
+        return cls(optics, [i for i, _ in members], shifts, probability, mass)
+
+    def sums(self, batch: Batch, raw: RawBatch, phases: Any, voxels: slice) -> tuple[Any, Any]:
+        """Over all samples, at some voxels: Σ p b e^… and Σ p w' b' e^… `(rows, 2, v)`; Σ p w and Σ p w'² `(rows, 2, v)`."""
+        n, real = voxels.stop - voxels.start, self.mass.dtype
+        moved = np.empty((self.probability.shape[1], 2, n), phases.dtype)
+        spread = np.empty((len(self.particles), 2, n), real)
+        end = 0
+        for j, (i, shifts) in enumerate(zip(self.particles, self.shifts, strict=True)):
+            w, begin, end = raw.weight[i, voxels], end, end + len(shifts)
+            waves = phases[shifts, voxels]
+            np.multiply(waves, batch.unmasked[i, voxels], out=moved[begin:end, 0])
+            np.multiply(waves, w * raw.masked[i, voxels], out=moved[begin:end, 1])
+            spread[j, 0] = batch.weight[i, voxels]
+            np.multiply(w, w, out=spread[j, 1])
+        images = (self.probability @ interleaved(moved, real)).view(phases.dtype)
+        return images.reshape(-1, 2, n), (self.mass @ spread.reshape(len(spread), -1)).reshape(-1, 2, n)
+
+
 def _group_sums(
-    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple, members: list,
-    lane: Lane,
+    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple[int, int, int],
+    members: list[tuple[int, Block]], lane: Lane,
 ) -> None:  # fmt: skip
-    """Residuals of one group of rotations, noise terms and information, added to a lane."""
-    level = search.levels[-1]
-    n = len(projector.ball)
+    """Residuals of one group of rotations and one pseudo-half, noise terms and information, added to a lane."""
+    level, ball, real = search.levels[-1], projector.ball, projector.dtype
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
-    rows, tilts = _rotated(search, projector, key, union)
-    energy = rows.real**2 + rows.imag**2
-    gradient = np.zeros((2, len(union), n), projector.complex)  # per pseudo-half: index parity in the file, for good
-    total = np.zeros((2, len(union), n), projector.dtype)
-    touched = np.zeros((2, len(union)), bool)
-    information = np.zeros(n, projector.dtype)
+    rows, tilts = _rotated(search, projector, key[:2], union)
+    by_optics: dict[int, list] = {}
     for i, block in members:
-        at, h = np.searchsorted(union, block.orientations), int(batch.index[i]) % 2
-        touched[h, at] = True
-        used = np.flatnonzero(block.scores.any(0))
-        p = block.scores[:, used].astype(projector.dtype)
-        phases = search.phases(level.radius, level.fine_shifts, posteriors[i].shifts[used])
-        wave = (p @ phases.view(projector.dtype)).view(projector.complex)  # Σ_t p e^{-2πi k·t/N}
-        mass = p.sum(1)
-        overlap = np.zeros(n, projector.complex)
-        for j, row in enumerate(at.tolist()):  # row by row: everything stays in the cache
-            overlap += rows[row].conj() * wave[j]
-            gradient[h, row] += wave[j] * batch.unmasked[i]
-            total[h, row] += mass[j] * batch.weight[i]
-        model2 = mass @ energy[at]
-        w = raw.weight[i]
-        values = w * (w * model2 - 2 * (overlap * raw.masked[i]).real)
-        sums = projector.ball.shell_sums(values * projector.ball.weight)
-        group = int(raw.optics[i])
-        lane.noise[group] = lane.noise.get(group, 0) + sums
-        information += batch.weight[i] * model2
-    for h in (0, 1):
-        gradient[h] -= total[h] * rows
-    lane.power[key[0]] = lane.power.get(key[0], 0) + projector.ball.shell_sums(information)
-    for h in (0, 1):
-        _spin_back(projector, level.grid, union, gradient[h], np.maximum(total[h], 0), touched[h], tilts, (key[0], h), lane)
+        by_optics.setdefault(int(raw.optics[i]), []).append((i, block))
+    parts = [Samples.of(optics, some, posteriors, union, real) for optics, some in by_optics.items()]
+    used = np.unique(np.concatenate([shifts for part in parts for shifts in part.shifts]))
+    phases = search.phases(level.radius, level.fine_shifts, used)
+    data, total = np.zeros(rows.shape, projector.complex), np.zeros(rows.shape, real)
+    information, noise = np.empty(len(ball), real), np.empty((len(parts), len(ball)), real)
+    columns = max(part.probability.shape[1] for part in parts)
+    at_once = max(64, CACHE_BYTES // (2 * phases.itemsize * (columns + 2 * len(union))))
+    for first in range(0, len(ball), at_once):
+        v = slice(first, min(first + at_once, len(ball)))
+        model = np.ascontiguousarray(rows[:, v])
+        energy = model.real**2 + model.imag**2
+        for part, residual in zip(parts, noise, strict=True):
+            images, weights = part.sums(batch, raw, phases, v)
+            data[:, v] += images[:, 0]
+            total[:, v] += weights[:, 0]
+            overlap = (model.real * images[:, 1].real + model.imag * images[:, 1].imag).sum(0)
+            residual[v] = (weights[:, 1] * energy).sum(0) - 2 * overlap
+        information[v] = (total[:, v] * energy).sum(0)
+        data[:, v] -= total[:, v] * model
+    for part, residual in zip(parts, noise, strict=True):
+        lane.noise[part.optics] = lane.noise.get(part.optics, 0) + ball.shell_sums(residual * ball.weight)
+    lane.power[key[0]] = lane.power.get(key[0], 0) + ball.shell_sums(information)
+    _spin_back(projector, level.grid, union, data, np.maximum(total, 0), tilts, (key[0], key[2]), lane)
 
 
 def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, dict[int, Tilt]]:
     """References at orientations `union` of a group: what the E-step kept, or computed again."""
     if key in search.kept:
         orientations, rows, tilts, _ = search.kept[key]
-        return rows[np.searchsorted(orientations, union)], tilts
+        return rows if len(rows) == len(union) else rows[np.searchsorted(orientations, union)], tilts
     level, tilts = search.levels[-1], {}
     reference = search.prepared(level.radius)[key[0]]
     return rotate_rows(projector, reference, level.grid, search.perturbation, union, tilts), tilts
 
 
 def _spin_back(
-    projector: Projector, grid: OrientationGrid, union: np.ndarray, gradient: Any, total: Any, touched: np.ndarray,
-    tilts: dict[int, Tilt], key: tuple[int, int], lane: Lane,
+    projector: Projector, grid: OrientationGrid, union: np.ndarray, data: Any, total: Any, tilts: dict[int, Tilt],
+    key: tuple[int, int], lane: Lane,
 ) -> None:  # fmt: skip
-    """Touched rows of one half, summed over psi on the cylinder of their direction, and handed to the lane."""
-    rows = np.flatnonzero(touched)
-    if not len(rows):
-        return
-    directions, psis = np.divmod(union[rows], grid.n_psi)
+    """Rows summed over psi on the cylinder of their direction, and handed to the lane."""
+    directions, psis = np.divmod(union, grid.n_psi)
     present, first = np.unique(directions, return_index=True)
-    for direction, some in zip(present.tolist(), np.split(np.arange(len(rows)), first[1:]), strict=True):
+    for direction, some in zip(present.tolist(), np.split(np.arange(len(union)), first[1:]), strict=True):
         slab = weight = 0
         for j in some:
             psi = float(grid.psis[psis[j]])
-            slab = slab + projector.spin_adjoint(gradient[rows[j]], psi)
-            weight = weight + projector.spread_weight(total[rows[j]], psi)
+            slab = slab + projector.spin_adjoint(data[j], psi)
+            weight = weight + projector.spread_weight(total[j], psi)
         lane.add(key, tilts[direction], slab, weight)
 
 

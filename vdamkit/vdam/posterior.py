@@ -25,6 +25,8 @@ from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Sear
 CHUNK_BYTES = 24 * 2**20  # of one worker's score chunk
 PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_significant`
 ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
+COLUMNS = 128  # moved images that are scored in one product
+WASTE = 8  # scores that one product may have for each that is wanted, before particles are scored one by one
 
 
 def rotate_rows(
@@ -188,24 +190,48 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, tilts)
     if tilts is not None:
         search.keep(key, union, rows, tilts)
-    energy = rows.real**2 + rows.imag**2
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
+    particles = [i for i, _ in members]
+    energy = batch.weight[particles, :n] @ (rows.real**2 + rows.imag**2).T
+    phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate([shifts[i] for i in particles])))
     out = []
-    for i, mine in members:
-        at = np.searchsorted(union, mine)
-        a = rows if len(at) == len(rows) else rows[at]
-        e = energy if len(at) == len(rows) else energy[at]
-        phases = search.phases(level.radius, level.fine_shifts, shifts[i])
-        b = batch.masked[i, :n]
-        if len(shifts[i]) <= len(at):  # modulate the smaller side
-            scores = interleaved(a, real) @ interleaved(phases * b, real).T
-        else:
-            scores = interleaved(a * b.conj(), real) @ interleaved(phases, real).T
-        scores -= 0.5 * (e @ batch.weight[i, :n])[:, None]
-        scores += log_rows[batch.centre[i], at].astype(real)[:, None]
-        scores += search.log_offset(batch, i, level.fine_shifts, shifts[i]).astype(real)
-        out.append((i, Block(key, k, mine, scores)))
+    for first, last in _by_columns([len(shifts[i]) for i in particles]):
+        some = slice(first, last)
+        at = [np.searchsorted(union, mine) for _, mine in members[some]]
+        overlap = overlaps(rows, at, phases, [shifts[i] for i in particles[some]], batch.masked[particles[some], :n])
+        for (i, mine), own, places, scores in zip(members[some], energy[some], at, overlap, strict=True):
+            scores += (log_rows[batch.centre[i], places] - 0.5 * own[places]).astype(real)[:, None]
+            scores += search.log_offset(batch, i, level.fine_shifts, shifts[i]).astype(real)
+            out.append((i, Block(key, k, mine, scores)))
     return out
+
+
+def _by_columns(widths: list[int]) -> list[tuple[int, int]]:
+    """Ranges of consecutive particles of as many shifts, together, as make an efficient matrix product."""
+    number = np.append(0, np.cumsum(widths)[:-1]) // COLUMNS
+    cuts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(widths)]
+    return list(pairwise(cuts))
+
+
+def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarray], images: Any) -> list[Any]:
+    """``Re Σ conj(A) b e^{…}`` of some particles, each at its own rows `at` and shifts: `(rows, shifts)` real.
+
+    One product for all: every row that any of them wants with every moved image is less work than copies of rows for each,
+    unless they have little in common.
+    """
+    real = images.real.dtype
+    ends = np.cumsum([0, *map(len, shifts)])
+    wanted = np.unique(np.concatenate(at))
+    if len(at) > 1 and len(wanted) * ends[-1] > WASTE * sum(len(a) * len(b) for a, b in zip(at, shifts, strict=True)):
+        alone = zip(at, shifts, images, strict=True)
+        return [overlaps(rows, [places], phases, [mine], image[None])[0] for places, mine, image in alone]
+    moved = np.empty((ends[-1], rows.shape[1]), rows.dtype)
+    for image, mine, (first, last) in zip(images, shifts, pairwise(ends), strict=True):
+        phases.take(mine, axis=0, out=moved[first:last], mode="clip")  # no check, no copy
+        moved[first:last] *= image
+    some = rows if len(wanted) == len(rows) else rows[wanted]
+    product = interleaved(some, real) @ interleaved(moved, real).T
+    return [product[np.searchsorted(wanted, mine), a:b] for mine, (a, b) in zip(at, pairwise(ends), strict=True)]
 
 
 # weights ------------------------------------------------------------------------------------------------------------

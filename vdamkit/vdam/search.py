@@ -126,7 +126,7 @@ class Search:
         return (self.coarse_shifts[:, None] + self.child_offsets).reshape(-1, 3)
 
     def phases(self, radius: int, fine: bool, subset: np.ndarray) -> Any:
-        """Phase factors `(len(subset), n)` of some shifts; `subset` ascending. Rows are computed once and kept."""
+        """Phase factors `(shifts, n)`, of which the rows `subset` (ascending) are valid; they are computed once and kept."""
         projector = self.projector(radius)
         shifts = self.shifts(fine)
         key = (radius, fine)
@@ -139,7 +139,7 @@ class Search:
             if len(missing):
                 table[missing] = projector.ball.phases(shifts[missing], self.box, projector.complex)
                 known[missing] = True
-        return table if len(subset) == len(table) else table[subset]
+        return table
 
     def keep(self, key: tuple, orientations: np.ndarray, rows: Any, tilts: dict[int, Tilt]) -> None:
         """Keep a group's rotated references for the M-step while there is room; without them it computes them again."""
