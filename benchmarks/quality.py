@@ -59,7 +59,7 @@ def run(label: str, star: Path, truth: Path, settings: vk.Settings, radii: tuple
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="as in Settings: cpu, cuda, cuda:1, ...")
     parser.add_argument("reference", type=Path, nargs="?", default=Path("../shared/relion_reference"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=["stacks2d", "volumes3d", "c1"])
@@ -70,7 +70,9 @@ def main() -> None:
     for kind in ("stacks2d", "volumes3d"):
         if kind in options.only and (options.reference / kind).exists():
             for seed in range(options.seeds):
-                settings = vk.Settings(symmetry="C6", tilt_prior_width=10, seed=seed, solvent=options.solvent)
+                settings = vk.Settings(
+                    symmetry="C6", tilt_prior_width=10, seed=seed, solvent=options.solvent, device=options.device
+                )
                 truth = options.reference / "true_poses_reconstruction_c6.mrc"
                 run(kind, options.reference / kind / "optimisation_set.star", truth, settings, (60, 100), 20, options.out)
     if "c1" in options.only:
@@ -80,7 +82,8 @@ def main() -> None:
             for kind in ("stacks2d", "volumes3d"):
                 for seed in range(options.seeds):
                     star, truth = Path(folder) / kind / "optimisation_set.star", Path(folder) / "model.mrc"
-                    run(f"c1 {kind}", star, truth, vk.Settings(seed=seed, mini_batches=30), (100, 110), 25, options.out)
+                    settings = vk.Settings(seed=seed, mini_batches=30, device=options.device)
+                    run(f"c1 {kind}", star, truth, settings, (100, 110), 25, options.out)
 
 
 if __name__ == "__main__":

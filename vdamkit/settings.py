@@ -108,7 +108,7 @@ class Settings:
     global_search_every: int | None = _option(
         None, "(none)", "1 searches all orientations at every mini-batch, as RELION does. n > 1 does so every n-th; between, "
         "particles visited before are searched around their last pose. None: 1, or 5 where a full coarse pass costs more than "
-        "5 GFLOP per particle (C1 at 15 degrees and finer).", low=1)  # fmt: skip
+        "5 GFLOP per particle, on a GPU 10 (C1 at 15 degrees and finer).", low=1)  # fmt: skip
     local_range: float = _option(3.0, "(none)", "Radius of that neighbourhood, in coarse angular steps.", low=1)
     ini_fraction: float = _option(0.3, "--grad_ini_frac", "Share of mini-batches in the initial phase.", low=0, high=1)
     fin_fraction: float = _option(0.2, "--grad_fin_frac", "Share of mini-batches in the final phase.", low=0, high=1)

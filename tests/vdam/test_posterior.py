@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from vdamkit.sampling.euler import euler_to_matrix, rotation_angle
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
+from vdamkit.settings import Settings
 from vdamkit.vdam.posterior import dense_scores, interleaved, overlaps, rotate_rows, run_search
-from vdamkit.vdam.search import Level, coarse_radius, plan_levels
+from vdamkit.vdam.search import Level, coarse_radius, is_local, plan_levels
 
 BOX, RADIUS = 16, 7
 OBJECT = Blobs.random(7, reach=4.0, sigma=1.2, seed=2)
@@ -254,6 +256,16 @@ def test_planned_levels(order):
     assert all(a.radius <= b.radius for a, b in pairwise(levels))
     (only,) = plan_levels(order, "C6", adaptive=False, **options)
     assert (only.grid.order, only.radius, only.fine_shifts) == (order + 1, 18, True)
+
+
+@pytest.mark.parametrize(("shifts", "cpu", "gpu"), [(1, False, False), (2, True, False), (3, True, True)])
+def test_costly_passes_are_local_unless_told_otherwise(shifts, cpu, gpu):
+    """In C1 at 15 degrees a half-ball of radius 17 with 7, 33 or 123 shifts: some 1.3, 6.3 and 23 GFLOP per particle."""
+    for on_device, wanted in ((False, cpu), (True, gpu)):
+        search = search_of(2, 17, shift_grid(shifts, 1), backend=SimpleNamespace(on_device=on_device))
+        assert [is_local(Settings(), search, n) for n in (1, 4, 5, 6)] == [wanted, wanted, False, wanted]
+        assert not is_local(Settings(global_search_every=1), search, 1)
+        assert is_local(Settings(global_search_every=2), search, 1)
 
 
 def test_coarse_radius_is_relions():

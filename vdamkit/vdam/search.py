@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vdamkit.state import State
     from vdamkit.vdam.start import Particles
 
-COSTLY_PASS = 5e9  # FLOP per particle of a full coarse pass beyond which most mini-batches search locally
+COSTLY_PASS = 5e9  # FLOP per particle of a full coarse pass beyond which most mini-batches search locally, on a CPU
+COSTLY_ON_DEVICE = 1e10  # the same on a GPU, which does the product faster than lists of neighbourhoods are made
 KEPT_BYTES = 400 * 2**20  # of the last level's rotated references, kept for the M-step
 
 
@@ -220,7 +221,7 @@ def is_local(settings, search: Search, iteration: int) -> bool:
         level = search.levels[0]
         voxels = len(half_ball(level.radius))
         cost = 4 * voxels * len(level.grid) * len(search.shifts(level.fine_shifts)) * len(search.volumes)
-        every = 5 if cost > COSTLY_PASS else 1
+        every = 5 if cost > (COSTLY_ON_DEVICE if search.backend.on_device else COSTLY_PASS) else 1
     return every > 1 and iteration % every != 0
 
 
