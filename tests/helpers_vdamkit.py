@@ -234,3 +234,18 @@ def reconstruct(star: Path, angles: np.ndarray, offsets: np.ndarray, symmetry: s
         weights = np.maximum(item.weight, 0) * ball.weight
         cubes[i % 2] += projector.scatter(euler_to_matrix(angles[i]), values, weights)
     return fourier_to_map(half_gradients(projector.grid, cubes, symmetry, radius, cpu).d.mean(0))
+
+
+class LooksAway:
+    """A lock that a thread takes again only long after it let go: whatever others may do between two turns, they do."""
+
+    def __init__(self, thread: str):
+        self._lock, self._thread = threading.Lock(), thread
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *problem):
+        self._lock.release()
+        if threading.current_thread().name == self._thread:
+            time.sleep(0.05)

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers_vdamkit import hold
+from helpers_vdamkit import LooksAway, hold
 
 from vdamkit.errors import SettingsError
 from vdamkit.notebook.controller import Controller
@@ -39,10 +39,19 @@ def test_run_is_what_the_session_would_do(controller, job):
     wanted.run(3)
     controller.run(3)
     assert controller.status == "running"
-    until(lambda: controller.status == "idle")
-    assert job.iteration == 3 and not sessions_threads()
+    until(lambda: controller.status == "idle" and not sessions_threads())
+    assert job.iteration == 3
     np.testing.assert_array_equal(job.map, wanted.map)
     assert controller.told.count("step") == 3 and controller.told[-1] == "status"
+
+
+def test_run_just_as_a_run_ends_is_not_lost(controller, job):
+    controller._lock = LooksAway("vdamkit session")
+    for done in (2, 4):
+        controller.run(2)
+        until(lambda done=done: job.iteration == done and controller.left == 0)
+    until(lambda: controller.status == "idle" and not sessions_threads())
+    assert job.iteration == 4 and not controller.error
 
 
 def test_prepare_computes_the_start_and_nothing_else(controller, job):

@@ -3,6 +3,8 @@
 import threading
 import time
 
+from helpers_vdamkit import LooksAway
+
 from vdamkit.notebook.loop import Loop
 from vdamkit.notebook.painter import SHARE, Painter
 
@@ -74,24 +76,9 @@ def test_close_ends_the_thread():
     assert not painters_threads(), "after closing nothing is begun"
 
 
-class LooksAway:
-    """A lock that is taken again only long after it was let go: whatever others may do between two turns, they do."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-
-    def __enter__(self):
-        self.lock.acquire()
-
-    def __exit__(self, *problem):
-        self.lock.release()
-        if threading.current_thread().name == "vdamkit painter":
-            time.sleep(0.05)
-
-
 def test_closing_between_a_look_and_a_grasp_ends_the_thread_quietly():
     painter, drawn = Painter(Loop()), []
-    painter._lock = LooksAway()
+    painter._lock = LooksAway("vdamkit painter")
     painter.ask("map", lambda: time.sleep(0.02) or b"map", drawn.append, at_once=True)
     painter.ask("chart", lambda: b"chart", drawn.append, at_once=True)
     time.sleep(0.01)

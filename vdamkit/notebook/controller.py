@@ -38,6 +38,7 @@ class Controller:
         self.inside = 0.0  # part of the running mini-batch that is done
         self.stage = ""
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # whether the thread goes on, and how long it has to
         self._stop = False
         self._pausing = False
         self._lap = 0.0
@@ -73,8 +74,10 @@ class Controller:
         if n < 1:
             return
         self.error = ""
-        self.left = n
-        if self._thread is not None:
+        with self._lock:
+            self.left = n
+            goes_on = self._thread is not None
+        if goes_on:
             self.unpause()
         else:
             self._begin()
@@ -169,7 +172,7 @@ class Controller:
             if not self.session._history:
                 self.session.state  # noqa: B018 - computes the start
                 self._tell("options")
-            while self.left > 0 and not self._stop:
+            while self._more():
                 self._lap, self.inside = time.monotonic(), 0.0
                 self.session.step()
                 self._laps = [*self._laps, time.monotonic() - self._lap][-LAPS:]
@@ -190,9 +193,21 @@ class Controller:
         except Exception as problem:  # a bug of ours must not die in a thread unseen
             self.error = f"{type(problem).__name__}: {problem} (the last state is kept)"
         finally:
-            self.left, self.inside, self._pausing = 0, 0.0, False
-            self._thread = None
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._end()
             self._tell("error" if self.error else "status")
+
+    def _more(self) -> bool:
+        """Whether this thread goes on; if not, the next :meth:`run` begins another, however soon it comes."""
+        with self._lock:
+            more = self.left > 0 and not self._stop
+            if not more:
+                self._end()
+            return more
+
+    def _end(self) -> None:
+        self.left, self.inside, self._pausing, self._thread = 0, 0.0, False, None
 
     def _tick(self, stage: str, fraction: float) -> None:
         if stage == "paused":
