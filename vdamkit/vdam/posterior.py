@@ -5,9 +5,9 @@ The likelihood is that of white noise on the half-ball (see `imaging.convert` fo
     log L(φ, t) = Re Σ_k conj(A_φ(k)) b(k) e^{−2πi k·t/N} − ½ Σ_k w(k) |A_φ(k)|² + const
 
 It is evaluated by levels. The first scores every admitted coarse orientation and shift of all particles as one matrix
-product per chunk. Each further level scores the eight children of what was significant, particle by particle, with
-rotations shared by all particles. Source of the scheme: RELION ml_optimiser.cpp:getAllSquaredDifferences,
-convertAllSquaredDifferencesToWeights.
+product per chunk. Each further level scores the eight children of what was significant to each particle; rotations are
+shared by all particles, and products by those that have most of them in common. Source of the scheme: RELION
+ml_optimiser.cpp:getAllSquaredDifferences, convertAllSquaredDifferencesToWeights.
 """
 
 from __future__ import annotations
