@@ -127,7 +127,7 @@ def expected_memory(particles: ParticleSet, settings, backend: Backend, batch: i
     source = ParticleSource(particles, settings, backend)
     kept = min(len(particles) * source.bytes_per_particle(box // 2), settings.memory_budget * GIB)
     state = settings.classes * box**2 * (box * real + (box // 2 + 1) * 5 * real)
-    chunk = min(settings.chunk_particles, batch) * len(half_ball(box // 2)) * 10 * real
+    chunk = min(1.5 * settings.chunk_particles, batch) * len(half_ball(box // 2)) * 10 * real
     work = backend.threads * 2 * CHUNK_BYTES + KEPT_BYTES
     return float(kept), float(kept + 20 * state + chunk + work)
 

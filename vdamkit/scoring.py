@@ -16,7 +16,7 @@ from vdamkit.vdam.batched.visit import find_poses
 from vdamkit.vdam.posterior import run_search
 from vdamkit.vdam.search import make_search
 from vdamkit.vdam.start import Particles
-from vdamkit.vdam.visit import best_poses, make_batch
+from vdamkit.vdam.visit import best_poses, in_chunks, make_batch
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def score_all(state: State, settings, particles: Particles, backend: Backend, ti
     bad = set(state.bad_particles)
     with backend.limits():
         size = settings.chunk_particles if not backend.on_device else 10 * settings.chunk_particles
-        for first in range(0, len(everyone), size):
-            chunk = everyone[first : first + size]
+        done = 0
+        for chunk in in_chunks(everyone, size):
             search, radius = _search(sharp, settings, particles, backend, chunk)
             if backend.on_device:
                 parts, complaints = find_poses(sharp, settings, particles, search, chunk)
@@ -103,5 +103,6 @@ def score_all(state: State, settings, particles: Particles, backend: Backend, ti
                     class_share=found.class_share,
                     log_likelihood=found.log_likelihood, n_significant=found.n_significant,
                 )  # fmt: skip
-            tick("score", (first + len(chunk)) / len(everyone))
+            done += len(chunk)
+            tick("score", done / len(everyone))
     return replace(state, poses=poses, bad_particles=tuple(sorted(bad)))

@@ -81,7 +81,7 @@ class Settings:
         False, "(none)", "On a GPU, let tensor cores compute the coarse scores, their factors rounded to 10 bits: several "
         "times faster; log-likelihoods change by less than 0.1.", group="compute")  # fmt: skip
     chunk_particles: int = _option(
-        100, "--pool", "Particles scored together on the CPU: more share rotations, fewer answer a pause sooner.",
+        100, "--pool", "Particles scored together on the CPU, about: more share rotations, fewer need less memory.",
         group="compute", low=1)  # fmt: skip
     scratch_dir: str | None = _option(None, "--scratch_dir", "Local folder to which particle files are copied when first "
                                       "read.", group="compute")  # fmt: skip

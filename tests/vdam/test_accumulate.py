@@ -12,6 +12,7 @@ from vdamkit.sampling.shifts import shift_grid
 from vdamkit.vdam.accumulate import Sums, accumulate
 from vdamkit.vdam.posterior import run_search
 from vdamkit.vdam.search import Level
+from vdamkit.vdam.visit import in_chunks
 
 BOX, RADIUS = 12, 5
 MAPS = np.stack([Blobs.random(6, reach=3.0, sigma=1.1, seed=s).map(BOX) for s in (1, 2)])
@@ -146,6 +147,16 @@ def test_chunks_add_up():
         r = replace(raw, **{n: getattr(raw, n)[part] for n in raw.__dataclass_fields__})
         parts.append(sums_of(search, b, r, [posteriors[i] for i in part]))
     close(sums_of(search, batch, raw, posteriors), parts[0] + parts[1], 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "wanted"),
+    [(7, 100, [7]), (110, 100, [110]), (149, 100, [149]), (151, 100, [76, 75]), (1000, 100, [100] * 10)],
+)
+def test_chunks_have_no_small_rest(n, size, wanted):
+    chunks = in_chunks(np.arange(n), size)
+    assert [len(chunk) for chunk in chunks] == wanted
+    assert np.concatenate(chunks).tolist() == list(range(n))
 
 
 def test_voxels_a_few_at_a_time_or_all_at_once(monkeypatch):

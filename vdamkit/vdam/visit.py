@@ -92,11 +92,17 @@ def too_many_bad(bad: dict[int, str], n: int) -> None:
         )
 
 
+def in_chunks(index: np.ndarray, size: int) -> list[np.ndarray]:
+    """`index` in even pieces of about `size`, at most half as many again: rotations are made for each piece, so that a small
+    rest would cost nearly as much as a full one."""
+    return np.array_split(index, max(1, round(len(index) / size)))
+
+
 def visit(
     state: State, settings, particles: Particles, search: Search, index: np.ndarray, local: bool, clock: dict, tick: Tick
 ) -> Visited:
     """Read, score and sum all particles, a chunk at a time."""
-    chunks = [index[a : a + settings.chunk_particles] for a in range(0, len(index), settings.chunk_particles)]
+    chunks = in_chunks(index, settings.chunk_particles)
     total: Sums | None = None
     found: list[Found] = []
     bad: dict[int, str] = {}
