@@ -214,7 +214,7 @@ def _by_columns(widths: list[int]) -> list[tuple[int, int]]:
 
 
 def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarray], images: Any) -> list[Any]:
-    """``Re Σ conj(A) b e^{…}`` of some particles, each at its own rows `at` and shifts: `(rows, shifts)` real.
+    """``Re Σ conj(A) b e^{…}`` of some particles, each at its own rows `at` and shifts (both ascending): `(rows, shifts)`.
 
     One product for all: every row that any of them wants with every moved image is less work than copies of rows for each,
     unless they have little in common.
@@ -225,11 +225,14 @@ def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarr
     if len(at) > 1 and len(wanted) * ends[-1] > WASTE * sum(len(a) * len(b) for a, b in zip(at, shifts, strict=True)):
         alone = zip(at, shifts, images, strict=True)
         return [overlaps(rows, [places], phases, [mine], image[None])[0] for places, mine, image in alone]
+    some = rows if len(wanted) == len(rows) else rows[wanted]
+    if len(at) == 1 and len(wanted) < len(shifts[0]):  # as in local searches: the rows are fewer, so they take the image
+        waves = phases if len(shifts[0]) == len(phases) else phases[shifts[0]]
+        return [interleaved(some * images[0].conj(), real) @ interleaved(waves, real).T]
     moved = np.empty((ends[-1], rows.shape[1]), rows.dtype)
     for image, mine, (first, last) in zip(images, shifts, pairwise(ends), strict=True):
         phases.take(mine, axis=0, out=moved[first:last], mode="clip")  # no check, no copy
         moved[first:last] *= image
-    some = rows if len(wanted) == len(rows) else rows[wanted]
     product = interleaved(some, real) @ interleaved(moved, real).T
     return [product[np.searchsorted(wanted, mine), a:b] for mine, (a, b) in zip(at, pairwise(ends), strict=True)]
 
