@@ -30,8 +30,9 @@ def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) ->
     rotation = np.frombuffer(matrix).reshape(3, 3)
     points, _ = points_within(half_width, radius)
     indices, weights, sign = trilinear((rotation @ points).astype(dtype), half_width)
-    size = (2 * half_width + 1) ** 2 * (half_width + 2)
-    return csr_rows(indices, weights, size), sign
+    operator = csr_rows(indices, weights, (2 * half_width + 1) ** 2 * (half_width + 2))
+    operator.eliminate_zeros()  # a turn that keeps planes, or the whole grid, needs a half or an eighth of the corners
+    return operator, sign
 
 
 @lru_cache(maxsize=4)
@@ -70,11 +71,12 @@ def symmetrise(grid: PaddedGrid, cubes: np.ndarray, group: str, backend: Backend
     flat = points_within(grid.half_width, radius)[1]
 
     def summed(number: int) -> np.ndarray:
-        row = rows[number]
-        out = row.copy()
+        out = rows[number].copy()
+        total = out[flat]
         for matrix, sign in turns:
-            values = matrix @ row
-            out[flat] += values * sign if number % 3 == 1 else values  # the imaginary part changes sign with the mate
+            values = matrix @ rows[number]
+            total += values * sign if number % 3 == 1 else values  # the imaginary part changes sign with the mate
+        out[flat] = total
         return out
 
     return np.stack(backend.map(summed, range(len(rows)))).reshape(cubes.shape)
