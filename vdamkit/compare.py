@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 from scipy.ndimage import map_coordinates, spline_filter
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
@@ -26,7 +25,7 @@ __all__ = ["Match", "PoseErrors", "align", "mirrored", "moved", "pose_errors", "
 COARSE_BOX = 16  # px, of the maps in the search over all orientations
 COARSE_ORDER = 2  # HEALPix order of that search, 15 degrees
 KEPT = 8  # peaks of the search that are refined
-BATCH = 128  # orientations transformed together
+BATCH = 128  # orientations scored together
 EDGE_PX = 4.0  # soft edge of the sphere
 
 
@@ -249,56 +248,57 @@ class _Score:
 def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int) -> list[tuple]:
     """Best rotations and shifts (px) of a search over all orientations, by correlation under the sphere.
 
-    For every shift at once, by FFT: Σ m g f / sqrt(Σ m f² − (Σ m f)² / Σ m), with f the turned map, g the reference
-    (mean removed under the mask m).
+    For every shift Σ m g f / sqrt(Σ m f² − (Σ m f)² / Σ m), with f the turned map, g the reference (mean removed under the
+    mask m): sums over few voxels at few shifts, so three matrix products for many orientations at once.
     """
     n = reference.shape[0]
     crop = min(n, 2 * int(np.ceil(radius + EDGE_PX + limit / 2)))
     small = min(COARSE_BOX, crop)
     px = crop / small
-    f, g = (resample(low_pass(volume, n / crop * small / 2.4), 1.0, px, small) for volume in (moving, reference))
-    mask = soft_sphere(small, radius / px, edge=EDGE_PX / px).astype(np.float64)
+    f, g = (
+        resample(low_pass(volume, n / crop * small / 2.4), 1.0, px, small).astype(np.float32) for volume in (moving, reference)
+    )
+    mask = soft_sphere(small, radius / px, edge=EDGE_PX / px).astype(np.float32)
     g = (g - (mask * g).sum() / mask.sum()) * mask
-    axes = (-3, -2, -1)
-    pad = scipy.fft.next_fast_len(small + int(2 * limit / px / 2), real=True)
-    fg, fm = (scipy.fft.rfftn(v.astype(np.float32), (pad,) * 3).conj() for v in (g, mask))
-    allowed = _near(pad, limit / px)
     turns = orientation_grid(COARSE_ORDER).rotations(17.0 * (seed + 1) % 15.0)
     grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
     inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
-    f = f.astype(np.float32)
+    shifts = _within(min(limit / px, small))
+    gs, ms = (_shifted(volume, grid[::-1, inside].astype(int) + small // 2, shifts) for volume in (g, mask))
 
     def search(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points = np.swapaxes(part, 1, 2) @ grid[:, inside] + small // 2
-        turned = np.zeros((len(part), small**3), np.float32)
-        turned[:, inside] = map_coordinates(f, points[:, ::-1].swapaxes(0, 1), order=1)
-        turned = turned.reshape(-1, *f.shape)
-        ft, f2 = (scipy.fft.rfftn(v, (pad,) * 3, axes=axes) for v in (turned, turned**2))
-        top, sums, squares = (scipy.fft.irfftn(v, (pad,) * 3, axes=axes) for v in (ft * fg, ft * fm, f2 * fm))
+        points = part.swapaxes(1, 2) @ grid[:, inside] + small // 2
+        turned = map_coordinates(f, points[:, ::-1].swapaxes(0, 1), order=1)
+        top, sums, squares = turned @ gs, turned @ ms, turned**2 @ ms
         variance = squares - sums**2 / mask.sum()
-        floor = 1e-3 * variance.max(axes, keepdims=True)
-        value = np.where(allowed, top / np.sqrt(np.maximum(variance, floor)), -np.inf).reshape(len(part), -1)
+        value = top / np.sqrt(np.maximum(variance, 1e-3 * variance.max(1, keepdims=True)))
         return value.max(1), value.argmax(1)
 
     found = get_backend().map(search, [turns[i : i + BATCH] for i in range(0, len(turns), BATCH)])
     scores, places = (np.concatenate(part) for part in zip(*found, strict=True))
-    return _distinct(turns, scores, places, pad, px)
+    return _distinct(turns, scores, px * shifts[places][:, ::-1])
 
 
-def _near(side: int, limit: float) -> np.ndarray:
-    """Which cyclic shifts of a cube are within `limit` px, bool `(side, side, side)`."""
-    line = np.rint(np.fft.fftfreq(side) * side)
-    return line[:, None, None] ** 2 + line[:, None] ** 2 + line**2 <= limit**2 + 1
+def _within(limit: float) -> np.ndarray:
+    """Whole shifts of up to `limit` px, `(m, 3)` zyx."""
+    line = np.arange(-int(limit) - 1, int(limit) + 2)
+    shifts = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
+    return shifts[(shifts**2).sum(1) <= limit**2 + 1]
 
 
-def _distinct(turns: np.ndarray, scores: np.ndarray, places: np.ndarray, side: int, px: float) -> list[tuple]:
-    """The KEPT best orientations that differ by more than a step, with their shifts in px."""
+def _shifted(volume: np.ndarray, at: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """What a map has at places `(3, points)` zyx moved by each of some shifts `(m, 3)`: `(points, m)`; 0 outside."""
+    reach = int(np.abs(shifts).max())
+    wide = np.pad(volume, reach)
+    return np.stack([wide[tuple(at + (shift + reach)[:, None])] for shift in shifts], 1)
+
+
+def _distinct(turns: np.ndarray, scores: np.ndarray, shifts: np.ndarray) -> list[tuple]:
+    """The KEPT best orientations that differ by more than a step, with their shifts in px xyz."""
     kept: list[tuple] = []
     for i in np.argsort(-scores, kind="stable"):
         if all(rotation_angle(turns[i], other) > 22.0 for other, _ in kept):
-            cell = np.array(np.unravel_index(places[i], (side,) * 3))[::-1]
-            cell = np.where(cell > side // 2, cell - side, cell)
-            kept.append((turns[i], -cell * px))  # the FFT finds where the mask goes; the map moves back
+            kept.append((turns[i], shifts[i]))
         if len(kept) == KEPT:
             break
     return kept
