@@ -66,13 +66,10 @@ def trilinear(coordinates: np.ndarray, half_width: int) -> tuple[np.ndarray, np.
 
 
 def csr_rows(indices: np.ndarray, weights: np.ndarray, n_columns: int) -> Any:
-    """Sparse matrix with the same number of entries in every row, in the memory of `indices` and `weights`."""
+    """Sparse matrix with the same number of entries in every row."""
     n, per_row = indices.shape
-    matrix = scipy.sparse.csr_matrix((n, n_columns), dtype=weights.dtype)
-    # set, as the constructor copies what is part of a larger array
-    matrix.data, matrix.indices = weights.ravel(), indices.ravel()
-    matrix.indptr = np.arange(0, n * per_row + 1, per_row, dtype=np.int32)
-    return matrix
+    pointer = np.arange(0, n * per_row + 1, per_row, dtype=np.int32)
+    return scipy.sparse.csr_matrix((weights.ravel(), indices.ravel(), pointer), shape=(n, n_columns))
 
 
 def waves(frequencies: np.ndarray, positions: np.ndarray, period: float, dtype) -> np.ndarray:
