@@ -19,6 +19,7 @@ from vdamkit.imaging.masks import soft_sphere
 from vdamkit.pose_errors import PoseErrors, pose_errors
 from vdamkit.sampling.euler import rotation_angle
 from vdamkit.sampling.orientations import orientation_grid
+from vdamkit.sampling.shifts import shift_grid
 
 __all__ = ["Match", "PoseErrors", "align", "mirrored", "moved", "pose_errors", "resample"]
 
@@ -263,8 +264,8 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
     turns = orientation_grid(COARSE_ORDER).rotations(17.0 * (seed + 1) % 15.0)
     grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
     inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
-    shifts = _within(min(limit / px, small))
-    gs, ms = (_shifted(volume, grid[::-1, inside].astype(int) + small // 2, shifts) for volume in (g, mask))
+    shifts = shift_grid(np.hypot(min(limit / px, small), 1), 1.0)
+    gs, ms = (_shifted(volume, grid[:, inside] + small // 2, shifts) for volume in (g, mask))
 
     def search(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         points = part.swapaxes(1, 2) @ grid[:, inside] + small // 2
@@ -276,21 +277,16 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
 
     found = get_backend().map(search, [turns[i : i + BATCH] for i in range(0, len(turns), BATCH)])
     scores, places = (np.concatenate(part) for part in zip(*found, strict=True))
-    return _distinct(turns, scores, px * shifts[places][:, ::-1])
-
-
-def _within(limit: float) -> np.ndarray:
-    """Whole shifts of up to `limit` px, `(m, 3)` zyx."""
-    line = np.arange(-int(limit) - 1, int(limit) + 2)
-    shifts = np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3)
-    return shifts[(shifts**2).sum(1) <= limit**2 + 1]
+    return _distinct(turns, scores, px * shifts[places])
 
 
 def _shifted(volume: np.ndarray, at: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """What a map has at places `(3, points)` zyx moved by each of some shifts `(m, 3)`: `(points, m)`; 0 outside."""
+    """What a map has at voxels `(3, points)` xyz moved by each of some whole shifts `(m, 3)`: `(points, m)`; 0 outside."""
     reach = int(np.abs(shifts).max())
     wide = np.pad(volume, reach)
-    return np.stack([wide[tuple(at + (shift + reach)[:, None])] for shift in shifts], 1)
+    stride = np.array([1, len(wide), len(wide) ** 2])
+    places = (stride @ (at + reach))[:, None] + shifts @ stride
+    return wide.ravel()[places.astype(int)]
 
 
 def _distinct(turns: np.ndarray, scores: np.ndarray, shifts: np.ndarray) -> list[tuple]:
