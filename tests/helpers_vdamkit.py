@@ -183,7 +183,8 @@ def grid_row(search, reference, r: int) -> np.ndarray:
     direction, psi = divmod(int(r), grid.n_psi)
     tilt = grid.tilts(search.perturbation)[direction]
     slab = projector.tilt(reference, *projector.tilt_operators(tilt[None]))
-    return projector.spin(slab, float(grid.psis[psi]), np.empty(len(projector.ball), projector.complex))
+    planes = projector.spin(slab, float(grid.psis[psi]))
+    return projector.on_ball(planes, 0, np.empty(len(projector.ball), projector.complex))
 
 
 def grid_rows(search) -> np.ndarray:

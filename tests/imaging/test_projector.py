@@ -174,8 +174,26 @@ def test_spin_and_tilt_make_the_rotation():
         direction, psi = split_spin(rotation)
         np.testing.assert_allclose(euler_to_matrix([0, 0, psi]) @ direction, rotation, atol=1e-9)
         tilted = DOUBLE.tilt(PREPARED, *DOUBLE.tilt_operators(direction[None]))
-        spun = DOUBLE.spin(tilted, psi, np.empty(len(DOUBLE.ball), complex))
+        spun = DOUBLE.on_ball(DOUBLE.spin(tilted, psi), 0, np.empty(len(DOUBLE.ball), complex))
         np.testing.assert_allclose(spun, DOUBLE.rotate(PREPARED, rotation), atol=1e-15)
+
+
+def test_a_quarter_turn_is_a_permutation():
+    """Turned by psi and then by quarters, the half-ball is what a turn by the sum of both makes of it."""
+    rng = np.random.default_rng(12)
+    tilted = DOUBLE.tilt(PREPARED, *DOUBLE.tilt_operators(random_rotations(1, 12)))
+    out, n = np.empty(len(DOUBLE.ball), complex), len(DOUBLE.ball)
+    values, weights = rng.normal(size=(4, n)) + 1j * rng.normal(size=(4, n)), rng.random((4, n))
+    slab = weight = 0
+    for quarter in range(4):
+        whole = DOUBLE.spin(tilted, 17.0 + 90 * quarter)
+        np.testing.assert_allclose(
+            DOUBLE.on_ball(DOUBLE.spin(tilted, 17.0), quarter, out), DOUBLE.on_ball(whole, 0, np.empty(n, complex)), atol=1e-14
+        )
+        slab = slab + DOUBLE.spin_adjoint([(0, values[quarter])], 17.0 + 90 * quarter)
+        weight = weight + DOUBLE.spread_weight([(0, weights[quarter])], 17.0 + 90 * quarter)
+    np.testing.assert_allclose(DOUBLE.spin_adjoint(list(enumerate(values)), 17.0), slab, atol=1e-12)
+    np.testing.assert_allclose(DOUBLE.spread_weight(list(enumerate(weights)), 17.0), weight, atol=1e-12)
 
 
 def test_the_adjoint_of_several_tilts_is_the_sum_of_their_adjoints():

@@ -52,7 +52,7 @@ class DeviceProjector:
 
     def __init__(self, projector: Projector, device: Device):
         self.projector, self.device = projector, device
-        disc, kz = np.divmod(projector.ball_at, projector.radius)
+        disc, kz = np.divmod(projector.ball_at[0], projector.radius)
         count = np.bincount(disc, minlength=len(projector.disc))
         count += count % 2
         start = np.cumsum(count) - count

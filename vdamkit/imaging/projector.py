@@ -187,8 +187,10 @@ class Projector:
         self.disc = np.stack([kx[disc], ky[disc]], -1)
         row = np.full((len(line), len(line)), -1)
         row[disc] = np.arange(len(self.disc))
-        k = self.ball.k
-        self.ball_at = row[k[:, 1] + radius - 1, k[:, 0] + radius - 1] * radius + k[:, 2]
+        x, y, kz = self.ball.k.T
+        # of each voxel in (disc, radius), and where it comes to lie after one, two and three quarter turns
+        turned = ((x, y), (-y, x), (-x, -y), (y, -x))
+        self.ball_at = np.stack([row[b + radius - 1, a + radius - 1] * radius + kz for a, b in turned])
         self._spins: dict[float, Any] = {}
 
     @property
@@ -272,27 +274,39 @@ class Projector:
             )
         return made
 
-    def spin(self, slab: Any, psi: float, out: Any) -> Any:
-        """The reference turned by psi on the half-ball; slab `(width², 2 radius)`, result into `out` `(n,)` complex."""
-        plane = self.spin_matrix(psi)[0] @ slab
-        return plane.reshape(-1).view(self.complex).take(self.ball_at, out=out, mode="clip")  # no check, no copy
+    def spin(self, slab: Any, psi: float) -> Any:
+        """A cylinder `(width², 2 radius)` turned by psi degrees, on the planes of the half-ball `(discs × radius,)` complex;
+        :meth:`on_ball` reads it."""
+        return (self.spin_matrix(psi)[0] @ slab).reshape(-1).view(self.complex)
 
-    def spin_adjoint(self, values: Any, psi: float) -> Any:
-        """Adjoint of :meth:`spin`: `(n,)` complex → slab `(width², 2 radius)`."""
-        plane = np.zeros(len(self.disc) * self.radius, self.complex)
-        plane[self.ball_at] = values
-        return self.spin_matrix(psi)[0].T @ plane.view(self.dtype).reshape(len(self.disc), -1)
+    def on_ball(self, planes: Any, quarter: int, out: Any) -> Any:
+        """Turned planes on the half-ball, after `quarter` more quarter turns, into `out` `(n,)` complex.
 
-    def spread_weight(self, weight: Any, psi: float) -> Any:
-        """Sums of weights `(n,)` real over the voxels they bear on: `(width², radius)`.
+        A quarter turn maps the planes' voxels onto each other, so that it costs no interpolation.
+        """
+        return planes.take(self.ball_at[quarter], out=out, mode="clip")  # no check, no copy
+
+    def spin_adjoint(self, values: list[tuple[int, Any]], psi: float) -> Any:
+        """Adjoint of :meth:`spin` and :meth:`on_ball`: values of some quarter turns → `(width², 2 radius)`."""
+        planes = self._planes(values, self.complex).view(self.dtype)
+        return self.spin_matrix(psi)[0].T @ planes.reshape(len(self.disc), -1)
+
+    def spread_weight(self, weights: list[tuple[int, Any]], psi: float) -> Any:
+        """Sums of weights, `(n,)` real each, over the voxels they bear on: `(width², radius)`.
 
         As :meth:`spin_adjoint`, but with the absolute values of the taps. Some taps are negative; dividing by their plain
         sums would blow up where strong neighbours cancel a weak voxel's own weight. Absolute sums make the division a
         Jacobi preconditioner that bounds every step; they are scaled to be right on average.
         """
-        plane = np.zeros(len(self.disc) * self.radius, self.dtype)
-        plane[self.ball_at] = weight
-        return self.spin_matrix(psi)[1].T @ plane.reshape(len(self.disc), -1)
+        return self.spin_matrix(psi)[1].T @ self._planes(weights, self.dtype).reshape(len(self.disc), -1)
+
+    def _planes(self, values: list[tuple[int, Any]], kind: Any) -> Any:
+        planes = np.zeros(len(self.disc) * self.radius, kind)
+        (quarter, first), *others = values
+        planes[self.ball_at[quarter]] = first
+        for quarter, some in others:
+            planes[self.ball_at[quarter]] += some  # no place twice
+        return planes
 
     # both, for any rotation --------------------------------------------------------------------------------------
 
@@ -304,18 +318,18 @@ class Projector:
         """
         direction, psi = split_spin(rotation)
         slab = self.tilt(reference, *self.tilt_operators(direction[None]))
-        return self.spin(slab, psi, np.empty(len(self.ball), self.complex))
+        return self.on_ball(self.spin(slab, psi), 0, np.empty(len(self.ball), self.complex))
 
     def adjoint(self, rotation: np.ndarray, values: Any) -> Any:
         """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(2, grid.size)`."""
         direction, psi = split_spin(rotation)
-        return self.tilt_adjoint(self.tilt_operators(direction[None]), [self.spin_adjoint(values, psi)])
+        return self.tilt_adjoint(self.tilt_operators(direction[None]), [self.spin_adjoint([(0, values)], psi)])
 
     def scatter(self, rotation: np.ndarray, values: Any, weight: Any) -> Any:
         """:meth:`adjoint` of `values` and, as a third row, the sums of `weight`: `(3, grid.size)`."""
         direction, psi = split_spin(rotation)
         tilts = self.tilt_operators(direction[None])
-        return self.tilt_adjoint(tilts, [self.spin_adjoint(values, psi)], [self.spread_weight(weight, psi)])
+        return self.tilt_adjoint(tilts, [self.spin_adjoint([(0, values)], psi)], [self.spread_weight([(0, weight)], psi)])
 
 
 def split_spin(rotation: np.ndarray) -> tuple[np.ndarray, float]:

@@ -53,6 +53,15 @@ class OrientationGrid:
         zeros = np.zeros(self.n_psi)
         return euler_to_matrix(np.stack([zeros, zeros, self.psis], -1))
 
+    def quarter_turns(self, psi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of psi angles as a quarter turn, 0 … 3, after a base angle; both `(m,)`.
+
+        A quarter turn maps a plane of the voxel lattice onto itself, so that a base angle and three permutations give four
+        angles. Where 90° is no multiple of the step, every angle is a base of its own.
+        """
+        quarter, base = np.divmod(psi, self.n_psi // 4 if self.n_psi % 4 == 0 else self.n_psi)
+        return quarter, base
+
     def tilts(self, perturbation: float = 0.0, subset: np.ndarray | None = None) -> np.ndarray:
         """The part of rotations that does not depend on psi, for all directions or a subset, `(n, 3, 3)`.
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from vdamkit.imaging.projector import Projector, Tilt
 from vdamkit.sampling.orientations import OrientationGrid
-from vdamkit.vdam.posterior import interleaved, rotate_rows
+from vdamkit.vdam.posterior import interleaved, rotate_rows, turns_by_direction
 from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
@@ -238,15 +238,12 @@ def _spin_back(
     key: tuple[int, int], lane: Lane,
 ) -> None:  # fmt: skip
     """Rows summed over psi on the cylinder of their direction, and handed to the lane."""
-    directions, psis = np.divmod(union, grid.n_psi)
-    present, first = np.unique(directions, return_index=True)
-    for direction, some in zip(present.tolist(), np.split(np.arange(len(union)), first[1:]), strict=True):
+    for direction, spins in zip(*turns_by_direction(grid, union), strict=True):
         slab = weight = 0
-        for j in some:
-            psi = float(grid.psis[psis[j]])
-            slab = slab + projector.spin_adjoint(data[j], psi)
-            weight = weight + projector.spread_weight(total[j], psi)
-        lane.add(key, tilts[direction], slab, weight)
+        for psi, members in spins.items():
+            slab = slab + projector.spin_adjoint([(quarter, data[j]) for quarter, j in members], psi)
+            weight = weight + projector.spread_weight([(quarter, total[j]) for quarter, j in members], psi)
+        lane.add(key, tilts[int(direction)], slab, weight)
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:

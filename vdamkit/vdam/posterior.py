@@ -38,17 +38,30 @@ def rotate_rows(
     `tilts`, if given, is filled with the operator of each direction that was used.
     """
     rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
-    directions, psis = np.divmod(orientations, grid.n_psi)
-    present, first = np.unique(directions, return_index=True)
-    ends = np.append(first[1:], len(orientations))
+    present, turns = turns_by_direction(grid, orientations)
     made = projector.tilt_operators(grid.tilts(perturbation, present))
-    for tilt, start, end in zip(made, first, ends, strict=True):
+    for tilt, spins in zip(made, turns, strict=True):
         slab = projector.tilt(reference, tilt)
-        for row in range(start, end):
-            projector.spin(slab, float(grid.psis[psis[row]]), rows[row])
+        for psi, members in spins.items():
+            planes = projector.spin(slab, psi)
+            for quarter, row in members:
+                projector.on_ball(planes, quarter, rows[row])
     if tilts is not None:
         tilts |= dict(zip(present.tolist(), made, strict=True))
     return rows
+
+
+def turns_by_direction(
+    grid: OrientationGrid, orientations: np.ndarray
+) -> tuple[np.ndarray, list[dict[float, list[tuple[int, int]]]]]:  # fmt: skip
+    """Ascending orientations by direction: its number; and by base angle, degrees, the quarter turns in use and their rows."""
+    directions, psis = np.divmod(orientations, grid.n_psi)
+    present, number = np.unique(directions, return_inverse=True)
+    out: list[dict[float, list[tuple[int, int]]]] = [{} for _ in present]
+    quarters, bases = grid.quarter_turns(psis)
+    for row, (d, quarter, psi) in enumerate(zip(number.tolist(), quarters.tolist(), grid.psis[bases].tolist(), strict=True)):
+        out[d].setdefault(psi, []).append((quarter, row))
+    return present, out
 
 
 def interleaved(array: Any, real: np.dtype) -> Any:
