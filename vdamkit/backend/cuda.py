@@ -176,23 +176,29 @@ class CudaKernels:
             np.float64(scales[0]), np.float64(scales[1]), sums,
         )  # fmt: skip
 
-    def spin(self, slabs, direction, psi, first, taps, pair, depth, width, rows) -> None:
+    def tilt_back(self, slabs, turns, points, half_width, depth, width, sums) -> None:
+        n = points.shape[1]
+        self._run(
+            "tilt_back", turns.dtype, (_blocks(n),), slabs, turns, np.int32(len(turns)), points, np.int32(n),
+            np.int32(half_width), np.int32(depth), np.int32(width), np.int32(sums.shape[-1]), sums,
+        )  # fmt: skip
+
+    def spin(self, slabs, spins, first, taps, pair, turned, depth, width, rows) -> None:
         n = len(pair)
         self._run(
-            "spin", taps.dtype, (len(rows) * _blocks(n),), slabs, direction, psi, first, taps, pair, np.int32(taps.shape[1]),
+            "spin", taps.dtype, (len(spins) * _blocks(n),), slabs, spins, first, taps, pair, turned, np.int32(taps.shape[1]),
             np.int32(depth), np.int32(width), np.int32(n), rows,
         )  # fmt: skip
 
     def spin_adjoint(
-        self, values, weights, row_start, psi, source_start, source, source_weight, absolute_sum, depth, width, slabs,
-        slab_weights,
+        self, values, weights, spin_start, spins, source_start, source, source_count, source_weight, needed, absolute_sum,
+        depth, width, slabs,
     ) -> None:  # fmt: skip
-        side, real, directions = -(-width // 2), source_weight.dtype, len(row_start) - 1
-        blocks = directions * _blocks(side**2 * depth // 2)
+        side, real = round((source_start.shape[1] - 1) ** 0.5), source_weight.dtype
         self._run(
-            "spin_adjoint", real, (blocks,), values, weights, row_start, psi, source_start, source, source_weight,
-            real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
-            np.int32(values.shape[1]), np.int32(directions), slabs, slab_weights,
+            "spin_adjoint", real, (len(slabs) * _blocks(side**2 * depth // 2), 2), values, weights, spin_start, spins,
+            source_start, source, source_count, source_weight, needed, real.type(absolute_sum), np.int32(side),
+            np.int32(depth), np.int32(width), np.int32(values.shape[2]), np.int32(values.shape[1]), slabs,
         )  # fmt: skip
 
     def collect(self, values, rows, order, out) -> None:

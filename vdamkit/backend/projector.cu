@@ -5,6 +5,7 @@
 
 #define THREADS 256
 #define KZ_BITS 10  // of a voxel's cell, see twins.py
+#define TILE 4      // patches, see twins.py
 
 struct __align__(4 * sizeof(REAL)) Four {
   REAL of[4];
@@ -97,23 +98,70 @@ extern "C" __global__ void tilt_adjoint(const COMPLEX* __restrict__ slabs, const
   }
 }
 
+// The adjoint of `tilt` for rows of a map: each point of the cube collects what the cylinders hold around it. A cylinder's point
+// lies in the half cube itself or as its Friedel mate, as in corners_of, whose sign this takes from the same sum.
+extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL* __restrict__ turns, int n_directions,
+                                     const int* __restrict__ points, int n_points, int half_width, int depth, int width,
+                                     int size, double* __restrict__ sums) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n_points) return;
+  int at[3] = {points[i], points[n_points + i], points[2 * n_points + i]};
+  double sum[2][3] = {};
+  long long cells = (long long)width * width * depth;
+  for (int d = 0; d < n_directions; d++) {
+    const REAL* t = turns + 9 * d;
+    REAL scale = 1 / (t[0] * t[0] + t[1] * t[1] + t[2] * t[2]);  // a turn times the padding
+    REAL x = floor((t[0] * at[0] + t[1] * at[1] + t[2] * at[2]) * scale);  // in the cylinder's frame
+    REAL y = floor((t[3] * at[0] + t[4] * at[1] + t[5] * at[2]) * scale);
+    REAL z = floor((t[6] * at[0] + t[7] * at[1] + t[8] * at[2]) * scale);
+    REAL away[3];
+    for (int j = 0; j < 3; j++) away[j] = at[j] - (t[j] * x + t[3 + j] * y + t[6 + j] * z);
+    for (int e = 0; e < 8; e++) {
+      REAL w = 1;
+      for (int j = 0; j < 3; j++) {
+        REAL far = away[j] - ((e & 1 ? t[j] : REAL(0)) + (e & 2 ? t[3 + j] : REAL(0)) + (e & 4 ? t[6 + j] : REAL(0)));
+        w *= max(1 - fabs(far), REAL(0));
+      }
+      if (w <= 0) continue;
+      int u[3] = {(int)x + (e & 1), (int)y + (e >> 1 & 1), (int)z + (e >> 2)};
+      if (2 * abs(u[0]) >= width || 2 * abs(u[1]) >= width || abs(u[2]) >= depth) continue;
+      REAL side = t[0] * u[0] + t[3] * u[1] + t[6] * u[2];
+      for (int mate = 0; mate < 2; mate++) {
+        int sign = mate ? -1 : 1;
+        if (sign * u[2] < 0 || (mate ? side <= 0 : side < 0)) continue;
+        long long cell = ((long long)(sign * u[1] + width / 2) * width + sign * u[0] + width / 2) * depth + sign * u[2];
+        const Four* from = (const Four*)slabs + 2 * (d * cells + cell);
+        for (int h = 0; h < 2; h++) {
+          Four value = from[h];
+          sum[h][0] += w * value.of[0];
+          sum[h][1] += sign * w * value.of[1];
+          sum[h][2] += w * value.of[2];
+        }
+      }
+    }
+  }
+  long long to = ((long long)(at[2] + half_width) * (2 * half_width + 1) + at[1] + half_width) * (half_width + 2) + at[0];
+  for (int j = 0; j < 6; j++) sums[j * (long long)size + to] += sum[j / 3][j % 3];
+}
+
 // in-plane turns ----------------------------------------------------------------------------------------------------------
 
-// Blocks are numbered rows (or directions) first to last, each with all of its voxels: what they share stays in the cache.
-// Every thread takes two neighbouring kz of a column; columns begin at even numbers and have even lengths.
+// Blocks are numbered first to last, each spin (or direction) with all of its voxels: what they share stays in the cache.
+// Every thread takes two neighbouring kz of a column; columns begin at even numbers and have even lengths. Spins are six
+// numbers each: direction, angle, and the rows of its four quarter turns, or -1.
 
-extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __restrict__ direction,
-                                const int* __restrict__ psi, const int* __restrict__ first, const REAL* __restrict__ taps,
-                                const unsigned* __restrict__ pair, int n_disc, int depth, int width, int n_pairs,
-                                COMPLEX* __restrict__ rows) {
+extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __restrict__ spins,
+                                const int* __restrict__ first, const REAL* __restrict__ taps,
+                                const unsigned* __restrict__ pair, const int* __restrict__ turned, int n_disc, int depth,
+                                int width, int n_pairs, COMPLEX* __restrict__ rows) {
   int chunks = (n_pairs + blockDim.x - 1) / blockDim.x;
   int p = blockIdx.x % chunks * blockDim.x + threadIdx.x;
-  long long r = blockIdx.x / chunks;
   if (p >= n_pairs) return;
+  const int* mine = spins + 6LL * (blockIdx.x / chunks);
   int disc = pair[p] >> KZ_BITS, kz = pair[p] & ((1u << KZ_BITS) - 1);
-  long long turned = (long long)psi[r] * n_disc + disc;
-  Four wx = ((const Four*)taps)[2 * turned], wy = ((const Four*)taps)[2 * turned + 1];
-  const COMPLEX* from = slabs + (long long)direction[r] * width * width * depth + (long long)first[turned] * depth + kz;
+  long long at = (long long)mine[1] * n_disc + disc;
+  Four wx = ((const Four*)taps)[2 * at], wy = ((const Four*)taps)[2 * at + 1];
+  const COMPLEX* from = slabs + (long long)mine[0] * width * width * depth + (long long)first[at] * depth + kz;
   Four sum = {{0, 0, 0, 0}};
 #pragma unroll
   for (int y = 0; y < 4; y++, from += width * depth)
@@ -123,51 +171,60 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
       REAL w = wy.of[y] * wx.of[x];
       for (int j = 0; j < 4; j++) sum.of[j] += w * two.of[j];
     }
-  ((Four*)rows)[r * n_pairs + p] = sum;
+#pragma unroll
+  for (int q = 0; q < 4; q++)
+    if (mine[2 + q] >= 0) ((Four*)rows)[(long long)mine[2 + q] * n_pairs + turned[(long long)q * n_pairs + p]] = sum;
 }
 
-// One thread sums up 2 × 2 neighbouring columns of the cylinder, for both halves: what bears on one of them mostly bears on
-// the others too, and is read once. A column that does not reach the thread's kz is read at its beginning, with no weight.
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ row_start,
-                 const int* __restrict__ psi, const int* __restrict__ source_start, const int2* __restrict__ source,
-                 const REAL* __restrict__ source_weight, REAL absolute_sum, int side, int depth, int width, int n_voxels,
-                 int n_rows, int n_directions, COMPLEX* __restrict__ slabs, REAL* __restrict__ slab_weights) {
+// One thread sums up 2 × 2 neighbouring columns of the cylinder, for one half: what bears on one of them mostly bears on the
+// others too, and is read once. Patches are numbered in tiles of TILE × TILE. A cell of `slabs` is, for each half, real part,
+// imaginary part, weight and nothing.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ spin_start,
+                 const int* __restrict__ spins, const int* __restrict__ source_start, const int4* __restrict__ source,
+                 const int* __restrict__ source_count, const REAL* __restrict__ source_weight,
+                 const unsigned char* __restrict__ needed, REAL absolute_sum, int side, int depth, int width, int n_voxels,
+                 int n_rows, REAL* __restrict__ slabs) {
   int half_depth = depth / 2, patches = side * side, cells = patches * half_depth, chunks = (cells + blockDim.x - 1) / blockDim.x;
-  int at = blockIdx.x % chunks * blockDim.x + threadIdx.x, d = blockIdx.x / chunks;
+  int at = blockIdx.x % chunks * blockDim.x + threadIdx.x, d = blockIdx.x / chunks, h = blockIdx.y;
   if (at >= cells) return;
   int patch = at / half_depth, kz = at % half_depth * 2;
-  long long other = (long long)n_rows * n_voxels;  // from one half to the other
-  Four sum[2][4] = {};  // by half and column: two complex numbers
-  Two total[2][4] = {};
-  for (int r = row_start[d]; r < row_start[d + 1]; r++) {
-    const int* range = source_start + (long long)psi[r] * (patches + 1) + patch;
-    const COMPLEX* row = values + (long long)r * n_voxels;
-    const REAL* row_weight = weights + (long long)r * n_voxels;
+  Four sum[4] = {};  // by column: two complex numbers
+  Two total[4] = {};
+  for (int s = spin_start[d]; s < spin_start[d + 1]; s++) {
+    const int* mine = spins + 6LL * s;
+    long long row[4];
+    for (int q = 0; q < 4; q++) row[q] = mine[2 + q] < 0 ? -1 : ((long long)h * n_rows + mine[2 + q]) * n_voxels + kz;
+    const int* range = source_start + (long long)mine[1] * (patches + 1) + patch;
     int last = range[1];
     for (int e = range[0]; e < last; e++) {
-      int2 column = source[e];  // its first voxel, and how many it has
-      Four w = ((const Four*)source_weight)[e];
-      bool inside = kz < column.y;
-      int from = column.x + (inside ? kz : 0);
-      for (int j = 0; j < 4; j++) w.of[j] = inside ? w.of[j] : REAL(0);
-      for (int h = 0; h < 2; h++) {
-        Four value = *(const Four*)(row + h * other + from);
-        Two weight = *(const Two*)(row_weight + h * other + from);
-        for (int j = 0; j < 4; j++) {
-          for (int i = 0; i < 4; i++) sum[h][j].of[i] += w.of[j] * value.of[i];
-          for (int i = 0; i < 2; i++) total[h][j].of[i] += fabs(w.of[j]) * weight.of[i];
+      if (kz >= source_count[e]) continue;
+      int4 column = source[e];
+      Four w = ((const Four*)source_weight)[e], value = {};
+      Two weight = {};
+      int from[4] = {column.x, column.y, column.z, column.w};
+      for (int q = 0; q < 4; q++)
+        if (row[q] >= 0) {
+          Four two = *(const Four*)(values + row[q] + from[q]);
+          Two heavy = *(const Two*)(weights + row[q] + from[q]);
+          for (int i = 0; i < 4; i++) value.of[i] += two.of[i];
+          for (int i = 0; i < 2; i++) weight.of[i] += heavy.of[i];
         }
+      for (int j = 0; j < 4; j++) {
+        for (int i = 0; i < 4; i++) sum[j].of[i] += w.of[j] * value.of[i];
+        for (int i = 0; i < 2; i++) total[j].of[i] += fabs(w.of[j]) * weight.of[i];
       }
     }
   }
+  int tile = patch / (TILE * TILE), y = (tile / (side / TILE) * TILE + patch / TILE % TILE) * 2;
+  int x = (tile % (side / TILE) * TILE + patch % TILE) * 2;
   for (int j = 0; j < 4; j++) {
-    int x = patch % side * 2 + j % 2, y = patch / side * 2 + j / 2;
-    if (y >= width || x >= width) continue;
-    for (int h = 0; h < 2; h++) {
-      long long to = (((long long)h * n_directions + d) * width * width + y * width + x) * depth + kz;
-      *(Four*)(slabs + to) = sum[h][j];
-      for (int i = 0; i < 2; i++) slab_weights[to + i] = total[h][j].of[i] / absolute_sum;
+    if (y + j / 2 >= width || x + j % 2 >= width) continue;
+    int cell = ((y + j / 2) * width + x + j % 2) * depth + kz;
+    for (int i = 0; i < 2; i++) {
+      REAL used = needed[cell + i];
+      Four out = {{used * sum[j].of[2 * i], used * sum[j].of[2 * i + 1], used * total[j].of[i] / absolute_sum, 0}};
+      ((Four*)slabs)[2 * ((long long)d * width * width * depth + cell + i) + h] = out;
     }
   }
 }

@@ -1,6 +1,6 @@
 // Kernels of the batched engine (vdamkit/vdam/batched); see projector.cu, whose text precedes this one.
 
-#define TILE 32   // rotations and shifts of one block of `score`
+#define BLOCK 32  // rotations and shifts of one block of `score`
 #define DEPTH 16  // voxels that it holds in shared memory at a time
 
 // phases and scores -------------------------------------------------------------------------------------------------------
@@ -23,11 +23,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
           const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
           const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
           const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
-  __shared__ COMPLEX a[TILE][DEPTH + 1], b[TILE][DEPTH + 1];
-  __shared__ REAL energy[TILE][DEPTH + 1];
+  __shared__ COMPLEX a[BLOCK][DEPTH + 1], b[BLOCK][DEPTH + 1];
+  __shared__ REAL energy[BLOCK][DEPTH + 1];
   long long i = blockIdx.x;
-  int first_entry = entry_start[i] + TILE * blockIdx.y, last_entry = entry_start[i + 1];
-  int first_shift = shift_start[i] + TILE * blockIdx.z, last_shift = shift_start[i + 1];
+  int first_entry = entry_start[i] + BLOCK * blockIdx.y, last_entry = entry_start[i + 1];
+  int first_shift = shift_start[i] + BLOCK * blockIdx.z, last_shift = shift_start[i + 1];
   if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
   int x = threadIdx.x % DEPTH, y = threadIdx.x / DEPTH;
   long long from[2], phase[2];  // where this thread reads: two rotations, two shifts

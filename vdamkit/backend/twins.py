@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 from vdamkit.imaging.projector import trilinear
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
+TILE = 4  # along a side: patches that are numbered together, see spin_adjoint
 
 
 def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
@@ -41,54 +42,83 @@ def tilt_adjoint(slabs, slab_weights, turns, owner, source, source_at, half_widt
                 np.add.at(row, indices, np.rint(scale * weights * value[:, None].astype(np.float64)).astype(np.int64))
 
 
-def spin(slabs, direction, psi, first, taps, pair, depth: int, width: int, rows) -> None:
-    """Turn cylinders in the plane, onto the half-ball: row r is slab ``direction[r]`` turned by angle number ``psi[r]``.
+def tilt_back(slabs, turns, points, half_width: int, depth: int, width: int, sums) -> None:
+    """Adjoint of :func:`tilt` for two halves and their weights, added to `sums` `(2, 3, size)` float64: real and imaginary
+    part, weight.
 
-    slabs `(d, width², depth)` complex, depth even. first `(angles, discs)`: corner of the 4 × 4 taps of each disc point; taps
+    slabs `(d, width² depth, 2, 4)`: of each half real and imaginary part, weight, and nothing; 0 where a cylinder is not
+    needed. turns as there. points `(3, m)` int32: x, y, z of all points of the cube that a cylinder can reach.
+    """
+    y, x, z = (a.ravel() - b for a, b in zip(np.indices((width, width, depth)), (width // 2, width // 2, 0), strict=True))
+    for turn, slab in zip(turns, slabs, strict=True):
+        used = np.flatnonzero(slab.any((1, 2)))
+        indices, weights, sign = trilinear(turn.T @ np.stack([x, y, z])[:, used].astype(turn.dtype), half_width)
+        for h in range(2):
+            for row, value in zip(sums[h], (slab[used, h, 0], slab[used, h, 1] * sign, slab[used, h, 2]), strict=True):
+                np.add.at(row, indices, weights * value[:, None].astype(np.float64))
+
+
+def spin(slabs, spins, first, taps, pair, turned, depth: int, width: int, rows) -> None:
+    """Turn cylinders in the plane, onto the half-ball.
+
+    slabs `(d, width², depth)` complex, depth even. spins `(s, 6)` int32: number of the slab, of the angle, and for each of four
+    quarter turns the row that it gives, or -1. first `(angles, discs)`: corner of the 4 × 4 taps of each disc point; taps
     `(angles, discs, 2, 4)`: their weights along x, along y. pair `(n/2,)` uint32: of each pair of voxels the disc point and,
-    in KZ_BITS, the first's kz. rows `(rows, n)`.
+    in KZ_BITS, the first's kz; turned `(4, n/2)` int32: the pair of a row where it goes after each quarter turn. rows
+    `(rows, n)`.
     """
     disc, kz = pair >> KZ_BITS, pair & ((1 << KZ_BITS) - 1)
     disc, kz = np.repeat(disc, 2), np.stack([kz, kz + 1], 1).ravel()
     step = (np.arange(4)[:, None] * width + np.arange(4)).ravel()
     slabs = slabs.reshape(len(slabs), -1, depth)
-    for row, d, angle in zip(rows, direction, psi, strict=True):
+    for d, angle, *members in spins:
         weights = (taps[angle, :, 1, :, None] * taps[angle, :, 0, None, :]).reshape(-1, 16)
-        row[:] = np.einsum("dt,dtz->dz", weights, slabs[d][first[angle][:, None] + step])[disc, kz]
+        pairs = np.einsum("dt,dtz->dz", weights, slabs[d][first[angle][:, None] + step])[disc, kz].reshape(-1, 2)
+        for row, to in zip(members, turned, strict=True):
+            if row >= 0:
+                rows[row].reshape(-1, 2)[to] = pairs
 
 
 def spin_adjoint(
-    values, weights, row_start, psi, source_start, source, source_weight, absolute_sum: float, depth: int, width: int, slabs,
-    slab_weights,
+    values, weights, spin_start, spins, source_start, source, source_count, source_weight, needed, absolute_sum: float,
+    depth: int, width: int, slabs,
 ) -> None:  # fmt: skip
-    """Adjoint of :func:`spin`, summed over the rows of each direction; weights with the absolute values of the taps.
+    """Adjoint of :func:`spin`, summed over the spins of each direction; weights with the absolute values of the taps.
 
-    values `(2, rows, n)` complex and weights, real, for two halves. Rows of direction d: ``row_start[d]`` to
-    ``row_start[d + 1]``. A patch is 2 × 2 columns of the cylinder; source_start `(angles, patches + 1)`: for each the range
-    of what bears on it: source `(sources, 2)` int32, first voxel and number of voxels, both even, of a column of the
-    half-ball; source_weight `(sources, 4)`, on each of the four. slabs `(2, d, columns × depth)` complex, slab_weights, real.
+    values `(2, rows, n)` complex and weights, real, for two halves. Spins (as there, but for the first number) of direction d:
+    ``spin_start[d]`` to ``spin_start[d + 1]``. A patch is 2 × 2 columns of the cylinder, numbered in tiles of TILE × TILE;
+    source_start `(angles, patches + 1)`: for each the range of what bears on it: source `(sources, 4)` int32, first voxel of a
+    column of the half-ball, by quarter turn; source_count, how many voxels; both even; source_weight `(sources, 4)`, on each of
+    the four. needed `(width² depth,)` uint8: where a cylinder is read. slabs as for :func:`tilt_back`.
     """
-    side = -(-width // 2)
-    kz, y, x = np.arange(depth), *(2 * a for a in np.divmod(np.arange(side**2), side))
+    side = round((source_start.shape[1] - 1) ** 0.5)
+    tile, within = np.divmod(np.arange(side**2), TILE**2)
+    y, x = (TILE * a + b for a, b in zip(np.divmod(tile, side // TILE), np.divmod(within, TILE), strict=True))
+    kz, room = np.arange(depth), max(2 * side, width)
 
     def summed(start: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Runs of `values` `(sources, depth)`, weighted in four ways, as columns of the cylinder."""
         ends, numbers = start - start[0], np.arange(len(values))
-        slab = np.zeros((width + 1, width + 1, depth), values.dtype)
+        slab = np.zeros((room, room, depth), values.dtype)
         for j in range(4):
-            slab[y + j // 2, x + j % 2] = csr_matrix((w[:, j], numbers, ends), (len(x), len(values))) @ values
-        return slab[:width, :width].ravel()
+            slab[2 * y + j // 2, 2 * x + j % 2] = csr_matrix((w[:, j], numbers, ends), (len(x), len(values))) @ values
+        return slab[:width, :width].ravel() * needed
 
+    slabs[:] = 0
     for h in range(2):
-        for d, (begin, end) in enumerate(pairwise(row_start.tolist())):
-            slabs[h, d], slab_weights[h, d] = 0, 0
-            for r in range(begin, end):
-                start = source_start[psi[r]]
+        for d, (begin, end) in enumerate(pairwise(spin_start.tolist())):
+            for _, angle, *members in spins[begin:end].tolist():
+                start = source_start[angle]
                 mine = slice(start[0], start[-1])
-                inside, w = kz < source[mine, 1:], source_weight[mine]
-                at = np.where(inside, source[mine, :1] + kz, 0)
-                slabs[h, d] += summed(start, np.where(inside, values[h, r, at], 0), w)
-                slab_weights[h, d] += summed(start, np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
+                inside, w = kz < source_count[mine, None], source_weight[mine]
+                for quarter, r in enumerate(members):
+                    if r < 0:
+                        continue
+                    at = np.where(inside, source[mine, quarter, None] + kz, 0)
+                    data = summed(start, np.where(inside, values[h, r, at], 0), w)
+                    slabs[d, :, h, 0] += data.real
+                    slabs[d, :, h, 1] += data.imag
+                    slabs[d, :, h, 2] += summed(start, np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
 
 
 def collect(values, rows, order, out) -> None:

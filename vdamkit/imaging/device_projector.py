@@ -8,42 +8,52 @@ own order, by |k|, would scatter every read.) Columns of an odd length are fille
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from vdamkit.backend.device import Device
-from vdamkit.backend.twins import KZ_BITS
-from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum
+from vdamkit.backend.twins import KZ_BITS, TILE
+from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 
 
 @dataclass(frozen=True)
 class Turns:
-    """Rotations as the projector takes them: sorted by direction, which a cylinder serves, then in-plane angle."""
+    """Rotations as the projector takes them: sorted by direction, which a cylinder serves.
+
+    An angle psi is a base angle and 0 … 3 quarter turns, which only permute voxels: one interpolation serves up to four rows.
+    """
 
     tilts: np.ndarray  # (d, 3, 3): the part of each direction that does not depend on psi
     direction: np.ndarray  # (rows,) number of each row's direction, ascending
-    psi: np.ndarray  # (rows,) number of each row's angle in `psis`
-    psis: np.ndarray  # (angles,) degrees
+    base: np.ndarray  # (rows,) number of each row's base angle in `psis`
+    quarter: np.ndarray  # (rows,) its quarter turns; no two rows have all three the same
+    psis: np.ndarray  # (angles,) base angles, degrees
 
     @classmethod
     def single(cls, rotations: np.ndarray) -> Turns:
         """Rotations `(n, 3, 3)` that share no direction: all of each is its tilt."""
         n = len(rotations)
-        return cls(rotations, np.arange(n), np.zeros(n, int), np.zeros(1))
+        return cls(rotations, np.arange(n), np.zeros(n, int), np.zeros(n, int), np.zeros(1))
 
-    @property
-    def row_start(self) -> np.ndarray:
-        """First row of each direction, and the number of rows."""
-        return np.searchsorted(self.direction, np.arange(len(self.tilts) + 1)).astype(np.int32)
+    @cached_property
+    def spins(self) -> np.ndarray:
+        """The interpolations to be done, sorted by direction, `(s, 6)` int32: direction, base angle, and the row that each
+        quarter turn gives, or -1."""
+        keys, number = np.unique(self.direction * len(self.psis) + self.base, return_inverse=True)
+        out = np.full((len(keys), 6), -1, np.int32)
+        out[:, 0], out[:, 1] = np.divmod(keys, len(self.psis))
+        out[number, 2 + self.quarter] = np.arange(len(number))
+        return out
 
-    def pieces(self, directions: int) -> list[tuple[slice, Turns]]:
-        """The same in pieces of so many directions, with the rows of each."""
-        out, start = [], self.row_start
+    def pieces(self, directions: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Tilts and spins of so many directions at a time, which the spins count from 0."""
+        out = []
         for first in range(0, len(self.tilts), directions):
-            last = min(first + directions, len(self.tilts))
-            rows = slice(int(start[first]), int(start[last]))
-            out.append((rows, Turns(self.tilts[first:last], self.direction[rows] - first, self.psi[rows], self.psis)))
+            tilts = self.tilts[first : first + directions]
+            ends = np.searchsorted(self.spins[:, 0], (first, first + len(tilts)))
+            out.append((tilts, self.spins[slice(*ends)] - np.array([first, 0, 0, 0, 0, 0], np.int32)))
         return out
 
 
@@ -59,15 +69,26 @@ class DeviceProjector:
         self.place = start[disc] + kz  # of each voxel of the half-ball, in the device's order
         self.order = np.full(count.sum(), -1)  # and the other way round; -1 fills up
         self.order[self.place] = np.arange(len(disc))
-        self._column = np.stack([start, count], -1).astype(np.int32)
+        self._start, self._count = start.astype(np.int32), count.astype(np.int32)
         pairs = np.repeat(np.arange(len(count)), count // 2)
-        self.pair = device.put((pairs << KZ_BITS | 2 * np.arange(len(pairs)) - start[pairs]).astype(np.uint32))
+        kz = 2 * np.arange(len(pairs)) - start[pairs]
+        self.pair = device.put((pairs << KZ_BITS | kz).astype(np.uint32))
+        plane = projector.ball_at[:, projector.ball.k[:, 2] == 0] // projector.radius  # the columns, by quarter turn
+        self._column_of = np.empty_like(plane)  # (4, discs) the column of a row to which one of the spun planes goes
+        for of_row, here in zip(self._column_of, plane, strict=True):
+            of_row[here] = plane[0]
+        self._turned = device.put(((start[self._column_of[:, pairs]] + kz) // 2).astype(np.int32))
         self.k = device.put(self.in_order(projector.ball.k.T).T.astype(np.int32))
         self.friedel = device.put(self.in_order(projector.ball.weight))
         self.depth = projector.radius + projector.radius % 2  # of a cylinder
         column, kz = np.divmod(projector.source_at, projector.radius)
+        at = column * self.depth + kz
         self._source = device.put(projector.source)
-        self._source_at = device.put((column * self.depth + kz).astype(np.int32))
+        self._source_at = device.put(at.astype(np.int32))
+        needed = np.zeros(self.slab_size, np.uint8)
+        needed[at] = 1
+        self._needed = device.put(needed)
+        self._points = device.put(reached_points(projector))
         self._forward: dict[tuple, tuple] = {}
         self._backward: dict[tuple, tuple] = {}
 
@@ -78,8 +99,8 @@ class DeviceProjector:
 
     @property
     def patches(self) -> int:
-        """Along one side: pairs of neighbouring columns of the cylinder that one thread sums up, 2 × 2 of them."""
-        return -(-self.projector.width // 2)
+        """Along one side: pairs of neighbouring columns of the cylinder that one thread sums up, 2 × 2 of them; whole tiles."""
+        return TILE * -(-self.projector.width // (2 * TILE))
 
     def in_order(self, values: np.ndarray) -> np.ndarray:
         """Values of voxels `(..., n)` in the half-ball's order, in the device's; what fills up is 0."""
@@ -98,8 +119,8 @@ class DeviceProjector:
         return out
 
     def _directions_at_once(self) -> int:
-        """Cylinders that a twentieth of the room holds, two halves of data and weight each."""
-        each = 6 * self.projector.dtype.itemsize * self.slab_size
+        """Cylinders that a twentieth of the room holds, two halves of four numbers each."""
+        each = 8 * self.projector.dtype.itemsize * self.slab_size
         return int(np.clip(self.device.room // 20 // each, 1, 4096))
 
     def _taps(self, psis: np.ndarray) -> tuple:
@@ -113,7 +134,8 @@ class DeviceProjector:
 
     def _sources(self, psis: np.ndarray) -> tuple:
         """For every angle and patch of 2 × 2 columns of the cylinder, what bears on it: ranges `(angles, patches² + 1)` of a
-        list of columns of the half-ball (first voxel, how many), and of their weights for each of the four."""
+        list of columns of the half-ball, of which the first voxel in a row of each quarter turn, how many voxels, and the
+        weights for each of the four."""
         key = tuple(psis.tolist())
         if key not in self._backward:
             xp, put, p = self.device.xp, self.device.put, self.projector
@@ -123,15 +145,22 @@ class DeviceProjector:
             y = y[:, :, None, None] + put(np.arange(TAPS))[:, None]
             x = x[:, :, None, None] + put(np.arange(TAPS))
             weight = taps[:, :, 1, :, None] * taps[:, :, 0, None, :]
-            patch = put(np.arange(len(key)))[:, None, None, None] * patches + y // 2 * self.patches + x // 2
+            patch = put(np.arange(len(key)))[:, None, None, None] * patches + self._patch(y // 2, x // 2)
             pair = patch * n_disc + put(np.arange(n_disc))[None, :, None, None]
             some, number = xp.unique(pair.ravel(), return_inverse=True)
             weights = xp.zeros((len(some), 4), p.dtype)
             weights[number.ravel(), (y % 2 * 2 + x % 2).ravel()] = weight.ravel()
             ends = put(np.arange(len(key))[:, None] * patches + np.arange(patches + 1))
             start = xp.searchsorted(some, ends.ravel() * n_disc).reshape(ends.shape)
-            self._backward[key] = (start.astype(np.int32), put(self._column)[some % n_disc], weights)
+            column = some % n_disc
+            starts, counts = put(np.ascontiguousarray(self._start[self._column_of].T)), put(self._count)
+            self._backward[key] = (start.astype(np.int32), starts[column], counts[column], weights)
         return self._backward[key]
+
+    def _patch(self, y: Any, x: Any) -> Any:
+        """Number of a patch: tiles of TILE × TILE one after the other, so that threads of a block have neighbours on all
+        sides."""
+        return ((y // TILE * (self.patches // TILE) + x // TILE) * TILE + y % TILE) * TILE + x % TILE
 
     def prepare(self, volume: np.ndarray) -> Any:
         """Padded transform of a map, `(2, size)`; see :meth:`Projector.prepare`."""
@@ -142,15 +171,14 @@ class DeviceProjector:
         p, device, xp = self.projector, self.device, self.device.xp
         rows = xp.empty((len(turns.direction), len(self.order)), p.complex)
         first, taps = self._taps(turns.psis)
-        for some, piece in turns.pieces(self._directions_at_once()):
-            slabs = xp.zeros((len(piece.tilts), self.slab_size), p.complex)
-            device.kernels.tilt(cube, self._turned(piece), self._source, self._source_at, p.grid.half_width, slabs)
-            direction, psi = device.put(np.stack([piece.direction, piece.psi]).astype(np.int32))
-            device.kernels.spin(slabs, direction, psi, first, taps, self.pair, self.depth, p.width, rows[some])
+        for tilts, spins in turns.pieces(self._directions_at_once()):
+            slabs = xp.zeros((len(tilts), self.slab_size), p.complex)
+            device.kernels.tilt(cube, self._matrices(tilts), self._source, self._source_at, p.grid.half_width, slabs)
+            device.kernels.spin(slabs, device.put(spins), first, taps, self.pair, self._turned, self.depth, p.width, rows)
         return rows
 
-    def _turned(self, turns: Turns) -> Any:
-        return self.device.put((PAD * turns.tilts).astype(self.projector.dtype))
+    def _matrices(self, tilts: np.ndarray) -> Any:
+        return self.device.put((PAD * tilts).astype(self.projector.dtype))
 
     def scatter(self, turns: Turns, values: Any, weights: Any, out: Any) -> None:
         """Adjoint of :meth:`rotate`: values `(2, rows, n)` of two halves, and weights, are added to `out` `(2, 3, size)`.
@@ -158,22 +186,27 @@ class DeviceProjector:
         Real and imaginary part of the data, and the weights spread as :meth:`Projector.spread_weight` does; float64.
         """
         p, device, xp = self.projector, self.device, self.device.xp
-        for some, piece in turns.pieces(self._directions_at_once()):
-            n = len(piece.tilts)
-            slabs, heavy = xp.empty((2, n, self.slab_size), p.complex), xp.empty((2, n, self.slab_size), p.dtype)
-            start, psi = device.put(piece.row_start), device.put(piece.psi.astype(np.int32))
-            mine = (xp.ascontiguousarray(array[:, some]) for array in (values, weights))
+        for tilts, spins in turns.pieces(self._directions_at_once()):
+            slabs = xp.empty((len(tilts), self.slab_size, 2, 4), p.dtype)
+            start = np.searchsorted(spins[:, 0], np.arange(len(tilts) + 1)).astype(np.int32)
             device.kernels.spin_adjoint(
-                *mine, start, psi, *self._sources(turns.psis), mean_absolute_sum(), self.depth, p.width, slabs, heavy
-            )
-            scales = tuple(whole_number_scale(float(abs(a).max()), 8 * n * len(p.source_at)) for a in (slabs, heavy))
-            sums = xp.zeros((1, 2, 3, p.grid.size), np.int64)
-            owner = xp.zeros(n, np.int32)
-            device.kernels.tilt_adjoint(
-                slabs, heavy, self._turned(piece), owner, self._source, self._source_at, p.grid.half_width, scales, sums
-            )
-            for row, scale in enumerate((scales[0], scales[0], scales[1])):
-                out[:, row] += sums[0, :, row] / scale
+                values, weights, device.put(start), device.put(spins), *self._sources(turns.psis), self._needed,
+                mean_absolute_sum(), self.depth, p.width, slabs,
+            )  # fmt: skip
+            device.kernels.tilt_back(slabs, self._matrices(tilts), self._points, p.grid.half_width, self.depth, p.width, out)
+
+
+def reached_points(projector: Projector) -> np.ndarray:
+    """Points `(3, m)` int32 xyz of the padded half cube to which cylinders scatter.
+
+    Blocks of 8 × 8 × 4 points one after the other, so that the threads of a block read cylinders at neighbouring places.
+    """
+    half = projector.grid.half_width
+    reach = np.sqrt((projector.source**2).sum(0).max()) + np.sqrt(3) / PAD
+    k, _ = points_within(half, reach)
+    x, y, z = k + np.array([[0], [half], [half]])
+    order = np.lexsort((x, y, z, x // 8, y // 8, z // 4))
+    return k[:, order].astype(np.int32)
 
 
 def device_projector(projector: Projector, device: Device) -> DeviceProjector:

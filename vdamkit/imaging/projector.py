@@ -130,6 +130,16 @@ class PaddedGrid:
         return volume.reshape(*lead, self.box, self.box, self.box)
 
 
+@lru_cache(maxsize=4)
+def points_within(half_width: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points `(3, n)` xyz of a half cube within `radius`, and their place in the flattened cube."""
+    line = np.arange(-half_width, half_width + 1)
+    z, y, x = np.meshgrid(line, line, np.arange(half_width + 2), indexing="ij")
+    k = np.stack([x, y, z]).reshape(3, -1)
+    flat = np.flatnonzero((k * k).sum(0) < (PAD * radius) ** 2)
+    return k[:, flat], flat
+
+
 def _least_squares_taps(fraction: np.ndarray) -> np.ndarray:
     """Weights `(n, TAPS)` that interpolate at `fraction` best for signals within ±PASSBAND of the box.
 
@@ -252,7 +262,7 @@ class Projector:
         `(a, n)`, and their weights along x and y `(a, n, 4)`, float64."""
         c, s = np.cos(np.radians(psis)), np.sin(np.radians(psis))
         at = self.disc @ np.stack([c, s, -s, c], -1).reshape(-1, 2, 2)  # A^T k with A = Rz'(psi), passive
-        floor = np.floor(at).astype(np.int64)
+        floor = np.floor(at + 1e-9).astype(np.int64)  # a point of the lattice is one, whichever way rounding goes
         wx, wy = (_least_squares_taps((at - floor)[..., j].ravel()).reshape(*at.shape[:2], TAPS) for j in (0, 1))
         first = floor - (TAPS // 2 - 1) + self.width // 2
         return first[..., 1] * self.width + first[..., 0], wx, wy

@@ -59,8 +59,12 @@ class OrientationGrid:
         A quarter turn maps a plane of the voxel lattice onto itself, so that a base angle and three permutations give four
         angles. Where 90° is no multiple of the step, every angle is a base of its own.
         """
-        quarter, base = np.divmod(psi, self.n_psi // 4 if self.n_psi % 4 == 0 else self.n_psi)
-        return quarter, base
+        return np.divmod(psi, self.n_bases)
+
+    @property
+    def n_bases(self) -> int:
+        """Base angles: the first of :attr:`psis`."""
+        return self.n_psi // 4 if self.n_psi % 4 == 0 else self.n_psi
 
     def tilts(self, perturbation: float = 0.0, subset: np.ndarray | None = None) -> np.ndarray:
         """The part of rotations that does not depend on psi, for all directions or a subset, `(n, 3, 3)`.

@@ -16,7 +16,7 @@ from vdamkit.backend import Backend
 from vdamkit.imaging.fsc import transform_fsc
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere, soften_corners
-from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, trilinear
+from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, points_within, trilinear
 from vdamkit.sampling.point_groups import operators
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean of the weight (RELION: max(1, weight))
@@ -33,16 +33,6 @@ def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) ->
     operator = csr_rows(indices, weights, (2 * half_width + 1) ** 2 * (half_width + 2))
     operator.eliminate_zeros()  # a turn that keeps planes, or the whole grid, needs a half or an eighth of the corners
     return operator, sign
-
-
-@lru_cache(maxsize=4)
-def points_within(half_width: int, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points `(3, n)` xyz of a half cube within `radius`, and their place in the flattened cube."""
-    line = np.arange(-half_width, half_width + 1)
-    z, y, x = np.meshgrid(line, line, np.arange(half_width + 2), indexing="ij")
-    k = np.stack([x, y, z]).reshape(3, -1)
-    flat = np.flatnonzero((k * k).sum(0) < (PAD * radius) ** 2)
-    return k[:, flat], flat
 
 
 def complete(grid: PaddedGrid, cubes: np.ndarray) -> np.ndarray:

@@ -120,7 +120,8 @@ def turns_of(grid: OrientationGrid, perturbation: float, orientations: np.ndarra
     """Orientations of a grid, ascending, as a projector takes them."""
     directions, psi = np.divmod(orientations, grid.n_psi)
     present, number = np.unique(directions, return_inverse=True)
-    return Turns(grid.tilts(perturbation, present), number, psi, grid.psis)
+    quarter, base = grid.quarter_turns(psi)
+    return Turns(grid.tilts(perturbation, present), number, base, quarter, grid.psis[: grid.n_bases])
 
 
 def most_likely(

@@ -8,10 +8,10 @@ import numpy as np
 
 from vdamkit.backend import Backend
 from vdamkit.backend.device import Device, or_on_host
-from vdamkit.imaging.projector import PAD, PaddedGrid
+from vdamkit.imaging.projector import PAD, PaddedGrid, points_within
 from vdamkit.sampling.point_groups import operators
 from vdamkit.vdam import moments
-from vdamkit.vdam.moments import HalfGradients, complete, padded_shells, points_within, weight_floor
+from vdamkit.vdam.moments import HalfGradients, complete, padded_shells, weight_floor
 
 
 def half_gradients(grid: PaddedGrid, cubes: Any, group: str, radius: int, backend: Backend) -> HalfGradients:
