@@ -121,11 +121,13 @@ def test_phases(both, real):
     both("phases", [rng.uniform(-0.2, 0.2, (7, 3)), k], [out])
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("real", REALS)
-def test_score(both, real):
-    """Particles with more entries and shifts than a tile holds, with few, and with none in this piece."""
+def test_score(both, real, many):
+    """Particles with more entries and shifts than a tile of either kernel holds, with few, and with none in this piece."""
     rng = np.random.default_rng(1)
-    n, entries, shifts = 77, [70, 0, 3, 33], [5, 40, 1, 65]
+    n = 77
+    entries, shifts = [70 if many else 40, 0, 3, 33], [5, 40, 1, 65]
     entry_start, shift_start = (np.append(0, np.cumsum(a)).astype(np.int32) for a in (entries, shifts))
     m, t = entry_start[-1], shift_start[-1]
     sizes = np.repeat(shifts, entries)

@@ -215,11 +215,12 @@ class CudaKernels:
         self, rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
         scores, *, most_entries: int, most_shifts: int,
     ) -> None:  # fmt: skip
-        tile = 32
+        many = min(most_entries, most_shifts) > 48
+        tile = 64 if many else 32
         grid = (len(entry_start) - 1, -(-most_entries // tile), -(-most_shifts // tile))
         self._run(
-            "score", scores.dtype, grid, rows, data, weight, shift_phases, np.int32(rows.shape[1]), np.int32(data.shape[1]),
-            entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores,
+            "score_many" if many else "score", scores.dtype, grid, rows, data, weight, shift_phases, np.int32(rows.shape[1]),
+            np.int32(data.shape[1]), entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores,
         )  # fmt: skip
 
     def normalise(self, scores, start, peak, total, best) -> None:

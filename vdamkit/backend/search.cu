@@ -1,6 +1,6 @@
 // Kernels of the batched engine (vdamkit/vdam/batched); see projector.cu, whose text precedes this one.
 
-#define BLOCK 32  // rotations and shifts of one block of `score`
+#define SIDE 16   // of a block of `score`: threads
 #define DEPTH 16  // voxels that it holds in shared memory at a time
 
 // phases and scores -------------------------------------------------------------------------------------------------------
@@ -17,61 +17,99 @@ extern "C" __global__ void phases(const double* __restrict__ turns, const int* _
   out[s * n_voxels + v] = complex_of(cosine, -sine);
 }
 
+struct ScoreInput {
+  const COMPLEX *rows, *data, *shift_phases;
+  const REAL *weight, *entry_prior, *shift_prior;
+  const int *entry_start, *entry_row, *shift_start, *shift;
+  const long long* entry_out;
+  int n_voxels, data_width;
+};
+
+// A block scores PER × SIDE rotations × as many shifts of one particle, a thread PER × PER of them. `a` and `b` hold DEPTH voxels
+// of the rotations and of the moved particle, `energy` the rotations' power; all lines have an element to spare.
+template <int PER>
+__device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, COMPLEX* b, REAL* energy, REAL* scores) {
+  const int tile = PER * SIDE, line = tile + 1;
+  long long i = blockIdx.x;
+  int first_entry = in.entry_start[i] + tile * blockIdx.y, last_entry = in.entry_start[i + 1];
+  int first_shift = in.shift_start[i] + tile * blockIdx.z, last_shift = in.shift_start[i + 1];
+  if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
+  int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+  long long from[PER], phase[PER];  // where this thread reads: some rotations, some shifts
+  for (int j = 0; j < PER; j++) {
+    int e = first_entry + y + SIDE * j, s = first_shift + y + SIDE * j;
+    from[j] = e < last_entry ? (long long)in.entry_row[e] * in.n_voxels : -1;
+    phase[j] = s < last_shift ? (long long)in.shift[s] * in.n_voxels : -1;
+  }
+  REAL sum[PER][PER] = {}, own[PER] = {};
+  for (int begin = 0; begin < in.n_voxels; begin += DEPTH) {
+    int v = begin + x;
+    COMPLEX zero = complex_of(0, 0);
+    COMPLEX d = v < in.n_voxels ? in.data[i * in.data_width + v] : zero;
+    REAL w = v < in.n_voxels ? in.weight[i * in.data_width + v] : REAL(0);
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+      COMPLEX r = v < in.n_voxels && from[j] >= 0 ? in.rows[from[j] + v] : zero;
+      a[x * line + y + SIDE * j] = r;
+      own[j] += w * (r.x * r.x + r.y * r.y);
+      b[x * line + y + SIDE * j] = v < in.n_voxels && phase[j] >= 0 ? times(in.shift_phases[phase[j] + v], d) : zero;
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int u = 0; u < DEPTH; u++) {
+      COMPLEX rotation[PER], moved[PER];
+#pragma unroll
+      for (int j = 0; j < PER; j++) {
+        rotation[j] = a[u * line + y + SIDE * j];
+        moved[j] = b[u * line + x + SIDE * j];
+      }
+#pragma unroll
+      for (int j = 0; j < PER; j++)
+#pragma unroll
+        for (int l = 0; l < PER; l++) sum[j][l] += rotation[j].x * moved[l].x + rotation[j].y * moved[l].y;
+    }
+    __syncthreads();
+  }
+  for (int j = 0; j < PER; j++) energy[(y + SIDE * j) * (SIDE + 1) + x] = own[j];
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    int e = first_entry + y + SIDE * j;
+    if (e >= last_entry) continue;
+    REAL total = 0;
+    for (int u = 0; u < SIDE; u++) total += energy[(y + SIDE * j) * (SIDE + 1) + u];
+#pragma unroll
+    for (int l = 0; l < PER; l++) {
+      int s = first_shift + x + SIDE * l;
+      if (s >= last_shift) continue;
+      scores[in.entry_out[e] + s - in.shift_start[i]] = sum[j][l] - total / 2 + in.entry_prior[e] + in.shift_prior[s];
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
     score(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
           const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ entry_start,
-          const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
-          const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
-          const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
-  __shared__ COMPLEX a[BLOCK][DEPTH + 1], b[BLOCK][DEPTH + 1];
-  __shared__ REAL energy[BLOCK][DEPTH + 1];
-  long long i = blockIdx.x;
-  int first_entry = entry_start[i] + BLOCK * blockIdx.y, last_entry = entry_start[i + 1];
-  int first_shift = shift_start[i] + BLOCK * blockIdx.z, last_shift = shift_start[i + 1];
-  if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
-  int x = threadIdx.x % DEPTH, y = threadIdx.x / DEPTH;
-  long long from[2], phase[2];  // where this thread reads: two rotations, two shifts
-  for (int j = 0; j < 2; j++) {
-    int e = first_entry + y + DEPTH * j, s = first_shift + y + DEPTH * j;
-    from[j] = e < last_entry ? (long long)entry_row[e] * n_voxels : -1;
-    phase[j] = s < last_shift ? (long long)shift[s] * n_voxels : -1;
-  }
-  REAL sum[2][2] = {{0, 0}, {0, 0}}, own[2] = {0, 0};
-  for (int begin = 0; begin < n_voxels; begin += DEPTH) {
-    int v = begin + x;
-    COMPLEX zero = complex_of(0, 0);
-    COMPLEX d = v < n_voxels ? data[i * data_width + v] : zero;
-    REAL w = v < n_voxels ? weight[i * data_width + v] : REAL(0);
-    for (int j = 0; j < 2; j++) {
-      COMPLEX r = v < n_voxels && from[j] >= 0 ? rows[from[j] + v] : zero;
-      a[y + DEPTH * j][x] = r;
-      own[j] += w * (r.x * r.x + r.y * r.y);
-      b[y + DEPTH * j][x] = v < n_voxels && phase[j] >= 0 ? times(shift_phases[phase[j] + v], d) : zero;
-    }
-    __syncthreads();
-    for (int u = 0; u < DEPTH; u++) {
-      COMPLEX a0 = a[y][u], a1 = a[y + DEPTH][u], b0 = b[x][u], b1 = b[x + DEPTH][u];
-      sum[0][0] += a0.x * b0.x + a0.y * b0.y;
-      sum[0][1] += a0.x * b1.x + a0.y * b1.y;
-      sum[1][0] += a1.x * b0.x + a1.y * b0.y;
-      sum[1][1] += a1.x * b1.x + a1.y * b1.y;
-    }
-    __syncthreads();
-  }
-  energy[y][x] = own[0];
-  energy[y + DEPTH][x] = own[1];
-  __syncthreads();
-  for (int j = 0; j < 2; j++) {
-    int e = first_entry + y + DEPTH * j;
-    if (e >= last_entry) continue;
-    REAL total = 0;
-    for (int u = 0; u < DEPTH; u++) total += energy[y + DEPTH * j][u];
-    for (int l = 0; l < 2; l++) {
-      int s = first_shift + x + DEPTH * l;
-      if (s >= last_shift) continue;
-      scores[entry_out[e] + s - shift_start[i]] = sum[j][l] - total / 2 + entry_prior[e] + shift_prior[s];
-    }
-  }
+          const int* __restrict__ entry_row, const long long* __restrict__ entry_out, const REAL* __restrict__ entry_prior,
+          const int* __restrict__ shift_start, const int* __restrict__ shift, const REAL* __restrict__ shift_prior,
+          REAL* __restrict__ scores) {
+  __shared__ COMPLEX a[DEPTH * (2 * SIDE + 1)], b[DEPTH * (2 * SIDE + 1)];
+  __shared__ REAL energy[2 * SIDE * (SIDE + 1)];
+  score_block<2>({rows, data, shift_phases, weight, entry_prior, shift_prior, entry_start, entry_row, shift_start, shift,
+                  entry_out, n_voxels, data_width}, a, b, energy, scores);
+}
+
+// For particles with many rotations and many shifts.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    score_many(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
+               const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ entry_start,
+               const int* __restrict__ entry_row, const long long* __restrict__ entry_out, const REAL* __restrict__ entry_prior,
+               const int* __restrict__ shift_start, const int* __restrict__ shift, const REAL* __restrict__ shift_prior,
+               REAL* __restrict__ scores) {
+  __shared__ COMPLEX a[DEPTH * (4 * SIDE + 1)], b[DEPTH * (4 * SIDE + 1)];
+  __shared__ REAL energy[4 * SIDE * (SIDE + 1)];
+  score_block<4>({rows, data, shift_phases, weight, entry_prior, shift_prior, entry_start, entry_row, shift_start, shift,
+                  entry_out, n_voxels, data_width}, a, b, energy, scores);
 }
 
 // posterior ---------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vdamkit.imaging.halfball import fourier_grid, map_to_fourier
+from vdamkit.imaging.halfball import GridPoints, fourier_grid, map_to_fourier
 
 
 def fsc(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -21,9 +21,14 @@ def fsc(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> np.ndar
 
 def transform_fsc(fa: np.ndarray, fb: np.ndarray, radius: int) -> np.ndarray:
     """FSC of two rfft-layout transforms inside ``|k| < radius``; `(n//2 + 1,)` float64."""
-    grid = fourier_grid(fa.shape[0])
-    cross = grid.shell_means((fa * fb.conj()).real, radius)
-    power = grid.shell_means(np.abs(fa) ** 2, radius) * grid.shell_means(np.abs(fb) ** 2, radius)
+    inside = fourier_grid(fa.shape[0]).within(radius)
+    return points_fsc(inside, fa.ravel()[inside.at], fb.ravel()[inside.at])
+
+
+def points_fsc(inside: GridPoints, fa: np.ndarray, fb: np.ndarray) -> np.ndarray:
+    """The same of values at the points of a radius, `(m,)` each."""
+    cross = inside.means((fa * fb.conj()).real)
+    power = inside.means(np.abs(fa) ** 2) * inside.means(np.abs(fb) ** 2)
     return np.where(power > 0, cross / np.sqrt(np.where(power > 0, power, 1)), 0.0)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy.fft
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,39 @@ class FourierGrid:
 
     def shell_means(self, values: np.ndarray, radius: int) -> np.ndarray:
         """Means over shells of `values` (grid shape) inside ``|k| < radius``; `(box//2 + 1,)`, 0 where empty."""
-        inside = self.k2 < radius * radius
-        n = self.box // 2 + 1
-        sums = np.bincount(self.shell[inside], (values * self.weight)[inside], n)[:n]
-        counts = np.bincount(self.shell[inside], self.weight[inside], n)[:n]
-        return sums / np.maximum(counts, 1)
+        inside = self.within(radius)
+        return inside.means(values.ravel()[inside.at])
+
+    def within(self, radius: int) -> GridPoints:
+        """The points inside ``|k| < radius``; kept."""
+        return _grid_points(self.box, radius)
 
     def expand(self, by_shell: np.ndarray) -> np.ndarray:
         """A value per shell laid out on the grid; shells beyond the last take the last."""
         return by_shell[np.minimum(self.shell, len(by_shell) - 1)]
+
+
+@dataclass(frozen=True)
+class GridPoints:
+    """Those points of a :class:`FourierGrid` that lie within a radius; arrays of them are flat."""
+
+    at: np.ndarray  # (m,) places in the flattened grid, ascending
+    shell: np.ndarray  # (m,)
+    weight: np.ndarray  # (m,) float64: 2 where the Friedel mate is implied, else 1
+    counts: np.ndarray  # (box//2 + 1,) sums of weights
+
+    def means(self, values: np.ndarray) -> np.ndarray:
+        """Means over shells of values `(m,)`; `(box//2 + 1,)`, 0 where empty."""
+        n = len(self.counts)
+        return np.bincount(self.shell, values * self.weight, n)[:n] / np.maximum(self.counts, 1)
+
+
+@lru_cache(maxsize=16)
+def _grid_points(box: int, radius: int) -> GridPoints:
+    grid, n = fourier_grid(box), box // 2 + 1
+    at = np.flatnonzero(grid.k2 < radius * radius)
+    shell, weight = grid.shell.ravel()[at], grid.weight.ravel()[at].astype(np.float64)
+    return GridPoints(at, shell, weight, np.bincount(shell, weight, n)[:n])
 
 
 @lru_cache(maxsize=8)
@@ -105,13 +130,13 @@ def fourier_grid(box: int) -> FourierGrid:
 
 def map_to_fourier(volume: np.ndarray) -> np.ndarray:
     """Fourier transform of a map `(box, box, box)` zyx with its centre at box//2: rfft layout, carrying 1/box³."""
-    return np.fft.rfftn(np.fft.ifftshift(volume)) / volume.size
+    return scipy.fft.rfftn(scipy.fft.ifftshift(volume)) / volume.size
 
 
 def fourier_to_map(transform: np.ndarray) -> np.ndarray:
     """Inverse of :func:`map_to_fourier`; float64 `(box, box, box)`."""
     box = transform.shape[0]
-    return np.fft.fftshift(np.fft.irfftn(transform * box**3, s=(box,) * 3, axes=(0, 1, 2)))
+    return scipy.fft.fftshift(scipy.fft.irfftn(transform * box**3, s=(box,) * 3))
 
 
 def gather_half_ball(transform: np.ndarray, ball: HalfBall) -> np.ndarray:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from vdamkit.backend import Backend
-from vdamkit.imaging.fsc import transform_fsc
+from vdamkit.imaging.fsc import points_fsc
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere, soften_corners
 from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, points_within, trilinear
@@ -166,29 +166,27 @@ def vdam_update(
         P   ← P + η [ f g − (1 − f) P ]
     """
     box = volume.shape[0]
-    grid = fourier_grid(box)
-    inside = grid.k2 < radius * radius
-    d0, d1 = gradients.d
-    if not moment1.any():
-        new1 = np.where(inside, gradients.d, 0).astype(moment1.dtype)
-    else:
-        new1 = np.where(inside, momentum * moment1 + (1 - momentum) * gradients.d, moment1).astype(moment1.dtype)
-    mean = np.abs(0.5 * (d0 + d1)) ** 2
-    floor = EPSILON * grid.expand(grid.shell_means(np.abs(d0) ** 2 + np.abs(d1) ** 2, radius)) + np.finfo(np.float64).tiny
-    ratio = np.minimum(np.abs(d1 - d0) ** 2 / (mean + floor), RATIO_LIMIT)
-    new2 = np.where(inside, second_momentum * moment2 + (1 - second_momentum) * ratio, moment2).astype(moment2.dtype)
+    inside = fourier_grid(box).within(radius)
+    shell = np.minimum(inside.shell, box // 2)
+    d0, d1 = d = gradients.d.reshape(2, -1)[:, inside.at]
+    new1, new2 = moment1.copy(), moment2.copy()
+    flat1, flat2 = new1.reshape(2, -1), new2.reshape(-1)  # views
+    flat1[:, inside.at] = d if not moment1.any() else momentum * flat1[:, inside.at] + (1 - momentum) * d
+    floor = EPSILON * inside.means(np.abs(d0) ** 2 + np.abs(d1) ** 2)[shell] + np.finfo(np.float64).tiny
+    ratio = np.minimum(np.abs(d1 - d0) ** 2 / (np.abs(0.5 * (d0 + d1)) ** 2 + floor), RATIO_LIMIT)
+    flat2[inside.at] = second_momentum * flat2[inside.at] + (1 - second_momentum) * ratio
 
-    m0, m1 = new1.astype(np.complex128)
-    g = 0.5 * (m0 + m1) / np.sqrt(np.maximum(new2, 1e-24))
-    P = map_to_fourier(volume)
-    noise = grid.shell_means(np.abs(m0 - m1), radius)
-    signal = grid.shell_means(np.abs(P), radius)
+    m0, m1 = flat1[:, inside.at].astype(np.complex128)
+    g = 0.5 * (m0 + m1) / np.sqrt(np.maximum(flat2[inside.at], 1e-24))
+    P = map_to_fourier(volume).ravel()[inside.at]
+    noise, signal = inside.means(np.abs(m0 - m1)), inside.means(np.abs(P))
     snr = np.where(noise > 0, 2 * T * signal / np.where(noise > 0, noise, 1), 0.0)
     f = snr / (1 + snr)
-    factor = grid.expand(f)
-    P = np.where(inside, P + step * (factor * g - (1 - factor) * P), 0)
-    new_map = soften_corners(fourier_to_map(P))
-    return Update(new_map, new1, new2, f, transform_fsc(m0, m1, radius))
+    factor = f[shell]
+    new = np.zeros(moment2.shape, np.complex128)
+    new.reshape(-1)[inside.at] = P + step * (factor * g - (1 - factor) * P)
+    new_map = soften_corners(fourier_to_map(new))
+    return Update(new_map, new1, new2, f, points_fsc(inside, m0, m1))
 
 
 def apply_solvent(volume: np.ndarray, how: str, mask_radius: float) -> np.ndarray:

@@ -24,70 +24,78 @@ def accumulate(
 ) -> Sums:
     """All sums of some particles; the cubes stay on the device.
 
-    What scatters adds whole numbers, so that chance has no part in the result.
+    No sum is formed in an order that chance decides.
     """
     search, level, xp = engine.search, engine.search.levels[-1], engine.device.xp
     projector = engine.projector(level.radius)
     ball, classes = projector.projector.ball, len(search.volumes)
     cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
-    noise, noise_weight = _own_power(engine, batch, n_optics)
-    power = np.zeros((classes, ball.n_shells))
+    information, residual = xp.zeros((classes, len(projector.order))), xp.zeros((n_optics, len(projector.order)))
     rows = Rows.of(found.entries, level.grid)
     used, number = found.entries.shifts_in_use()
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
-    sample_shift = engine.put(number, np.int32)[found.sample_shift]
+    members = Members(engine, batch, found, rows, engine.put(number, np.int32)[found.sample_shift])
     for piece in rows.pieces(engine.rows_at_once(len(ball))):
         k = int(rows.class_index[piece.start])
         turns = turns_of(level.grid, search.perturbation, rows.orientation[piece])
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
-        gradient, total = _residuals(engine, batch, found, rows, piece, rotated, phases, sample_shift, noise)
-        information = ((total[0] + total[1]) * (rotated.real**2 + rotated.imag**2)).sum(0, dtype=np.float64)
-        power[k] += projector.shell_sums(information)
+        gradient, total = members.residuals(piece, rotated, phases, residual)
+        information[k] += ((total[0] + total[1]) * (rotated.real**2 + rotated.imag**2)).sum(0, dtype=np.float64)
         projector.scatter(turns, gradient, xp.maximum(total, 0), cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
+    power = projector.shell_sums(information)
+    noise, noise_weight = _own_power(engine, batch, n_optics)
+    noise = noise + projector.shell_sums(residual * projector.friedel)
     class_weight, direction_weight = _class_sums(engine, found, coarse)
     offset2 = -2 * search.sigma_offset**2 * float(found.moment.sum())
     return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, direction_weight, offset2, power)
 
 
-def _residuals(
-    engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows, piece: slice, rotated: Any, phases: Any,
-    sample_shift: Any, noise: np.ndarray,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Residuals and weights of a piece's rotations, `(2, rows, n)` by half; its part of `noise` is added there."""
-    device, xp, real = engine.device, engine.device.xp, engine.real
-    n_rows, n = rotated.shape
-    gradient, total = xp.zeros((2, n_rows, n), rotated.dtype), xp.zeros((2, n_rows, n), real)
-    mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))
-    mine = mine[np.argsort(rows.of_entry[mine], kind="stable")]
-    optics = batch.optics[found.entries.particle[mine]]
-    half = engine.put(batch.index % 2, np.int32)  # pseudo-half: parity in the file, for good
-    projector = engine.projector(engine.search.levels[-1].radius)
-    for group in np.unique(optics):
-        some = mine[optics == group]
-        start = np.searchsorted(rows.of_entry[some] - piece.start, np.arange(n_rows + 1))
-        residual = xp.zeros((n_rows, n), real)
-        device.kernels.row_sums(
-            rotated, phases, engine.put(start, np.int32), engine.put(found.entries.particle[some], np.int32),
-            engine.put(found.sample_start[some], np.int64), engine.put(found.count[some], np.int32),
-            engine.put(found.mass[some], real), sample_shift, found.sample_weight, batch.unmasked, batch.weight, batch.raw,
-            batch.raw_weight, half, gradient, total, residual,
-        )  # fmt: skip
-        noise[group] += projector.shell_sums(residual.sum(0, dtype=np.float64) * projector.friedel)
-    return gradient, total
+class Members:
+    """The entries of a mini-batch by optics group and, within one, by row: as the kernel takes them, once on the device."""
+
+    def __init__(self, engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows, sample_shift: Any):
+        self.engine, self.batch, self.found, self.sample_shift = engine, batch, found, sample_shift
+        optics = batch.optics[found.entries.particle]
+        order = np.lexsort((rows.of_entry, optics))
+        self._row, optics = rows.of_entry[order], optics[order]
+        self._groups = [(int(g), *np.searchsorted(optics, (g, g + 1)).tolist()) for g in np.unique(optics)]
+        columns = (
+            (found.entries.particle, np.int32),
+            (found.sample_start, np.int64),
+            (found.count, np.int32),
+            (found.mass, engine.real),
+        )
+        self._columns = [engine.put(column[order], kind) for column, kind in columns]
+        self._half = engine.put(batch.index % 2, np.int32)  # pseudo-half: parity in the file, for good
+
+    def residuals(self, piece: slice, rotated: Any, phases: Any, noise: Any) -> tuple[Any, Any]:
+        """Residuals and weights of a piece's rotations, `(2, rows, n)` by half; its part of `noise` `(G, n)` is added there."""
+        device, xp, real = self.engine.device, self.engine.device.xp, self.engine.real
+        batch, (n_rows, n) = self.batch, rotated.shape
+        gradient, total = xp.zeros((2, n_rows, n), rotated.dtype), xp.zeros((2, n_rows, n), real)
+        starts = np.stack([np.searchsorted(self._row[a:b], np.arange(piece.start, piece.stop + 1)) for _, a, b in self._groups])
+        for (group, a, b), start in zip(self._groups, self.engine.put(starts, np.int32), strict=True):
+            residual = xp.zeros((n_rows, n), real)
+            device.kernels.row_sums(
+                rotated, phases, start, *(column[a:b] for column in self._columns), self.sample_shift,
+                self.found.sample_weight, batch.unmasked, batch.weight, batch.raw, batch.raw_weight, self._half,
+                gradient, total, residual,
+            )  # fmt: skip
+            noise[group] += residual.sum(0, dtype=np.float64)
+        return gradient, total
 
 
 def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
     """Σ |b'|² and Σ w' per optics group and shell."""
-    projector = engine.projector(engine.search.levels[-1].radius)
-    power, weight = np.zeros((2, n_optics, projector.projector.ball.n_shells))
+    projector, xp = engine.projector(engine.search.levels[-1].radius), engine.device.xp
+    power, weight = xp.zeros((2, n_optics, len(projector.order)))
     for group in np.unique(batch.optics):
         some = engine.put(np.flatnonzero(batch.optics == group), np.int64)
         raw = batch.raw[some]
-        own = (raw.real**2 + raw.imag**2).sum(0, dtype=np.float64)
-        power[group] = projector.shell_sums(own * projector.friedel)
-        weight[group] = projector.shell_sums(batch.raw_weight[some].sum(0, dtype=np.float64) * projector.friedel)
-    return power, weight
+        power[group] = (raw.real**2 + raw.imag**2).sum(0, dtype=np.float64)
+        weight[group] = batch.raw_weight[some].sum(0, dtype=np.float64)
+    return projector.shell_sums(power * projector.friedel), projector.shell_sums(weight * projector.friedel)
 
 
 def _class_sums(engine: Engine, found: Significant, coarse: OrientationGrid) -> tuple[np.ndarray, np.ndarray]:
