@@ -44,6 +44,7 @@ from vdamkit.vdam.start import initial_state
 PER_TOMOGRAM = 500  # simulated particles
 DATA = Path(__file__).resolve().parents[1] / "data"
 TUTORIAL = {"symmetry": "C6", "tilt_prior_width": 10, "mask_diameter": 230, "T": 4}
+WORTH = 100  # of log-likelihood: a pose of particles made up, so that their posteriors are as narrow as late in a job
 AGREE = {"maps": 1e-3, "moment1": 1e-2, "sigma2": 1e-4}  # relative L2 after one mini-batch from the same state
 
 
@@ -101,12 +102,13 @@ class MadeUp:
         reference = projector.prepare(self.map)
         k = np.sqrt((ball.k**2).sum(1))
         self._pool, self._there = [], {}  # on the host, and by device
-        for angles in self.angles[:pool]:
-            clean = projector.rotate(reference, euler_to_matrix(angles))
+        clean = [projector.rotate(reference, euler_to_matrix(angles)) for angles in self.angles[:pool]]
+        power = np.mean([float((np.abs(a) ** 2).sum()) for a in clean])
+        self.sigma2 = 0.6 * power / (2 * WORTH)  # 0.6: mean of w
+        for a in clean:
             w = (0.1 + np.cos(rng.uniform(0.2, 0.5) * k) ** 2).astype(np.float32)
-            sigma2 = float((w * np.abs(clean) ** 2).sum()) / 100  # a pose is worth some 50 of log-likelihood
-            noise = (rng.normal(size=(len(ball), 2)) @ [1, 1j]) * np.sqrt(w * sigma2)
-            b = (w * clean + noise).astype(np.complex64)
+            noise = (rng.normal(size=(len(ball), 2)) @ [1, 1j]) * np.sqrt(w * self.sigma2)
+            b = (w * a + noise).astype(np.complex64)
             self._pool.append(HalfBallParticle(radius, b, b, w))
 
     def __len__(self) -> int:
@@ -224,8 +226,9 @@ def _kernel_work(device: Device, box: int, radius: int, particles: int, order: i
 
 def _m_step(device: Device, box: int, radius: int, particles: int) -> Timed:
     """All sums of some particles, from their posteriors on the second level."""
-    made_up, settings = MadeUp(box, 512 / box, particles), vk.Settings(**TUTORIAL)
+    made_up, settings = MadeUp(box, 512 / box, particles, pool=particles), vk.Settings(**TUTORIAL)
     state, index = initial_state(made_up, settings, Backend(available_cores())), np.arange(particles)
+    state = state.replace(sigma2=np.full_like(state.sigma2, made_up.sigma2 * state.grey_scale**2))
     search = make_search(state, settings, made_up, Backend(1, (device,)), radius, index)
     search = replace(search, volumes=made_up.map[None] * state.grey_scale)  # posteriors as narrow as later in a job
     engine, coarse, level = Engine(search, device), search.levels[0].grid, search.levels[-1]

@@ -186,22 +186,22 @@ def test_weights_of_one_matrix_product(both):
 
 @pytest.mark.parametrize("real", REALS)
 def test_row_sums(both, real):
-    """Rows with many members, with one, with none; both halves; what is there already is added to."""
+    """Rows with many members, with one, with none; both halves, three optics groups; two blocks of rows."""
     rng = np.random.default_rng(4)
-    n, members, p = 300, [3, 0, 1, 6], 5
+    n, members, p = 600, [3, 0, 1, 6], 5
     m = sum(members)
     count = rng.integers(1, 9, m).astype(np.int32)
     first = (np.cumsum(count) - count).astype(np.int64)
     s = int(count.sum())
     inputs = [
         complex_normal(rng, real, 4, n), complex_normal(rng, real, 12, n), np.append(0, np.cumsum(members)).astype(np.int32),
-        rng.integers(p, size=m).astype(np.int32), first, count, rng.random(m).astype(real),
+        rng.integers(p, size=m).astype(np.int32), rng.integers(3, size=m).astype(np.int32), first, count, rng.random(m).astype(real),
         rng.integers(12, size=s).astype(np.int32), rng.random(s).astype(real), complex_normal(rng, real, p, n),
         rng.random((p, n)).astype(real), complex_normal(rng, real, p, n), rng.random((p, n)).astype(real),
         np.array([0, 1, 1, 0, 1], np.int32),
     ]  # fmt: skip
-    outputs = [complex_normal(rng, real, 2, 4, n), normal(rng, real, 2, 4, n), np.zeros((4, n), real)]
-    both("row_sums", inputs, outputs)
+    unset = [np.full((2, 4, n), np.nan, kind) for kind in (np.result_type(real, np.complex64), real)]
+    both("row_sums", inputs, [*unset, normal(rng, real, 2, 3, n), np.full((2, n), np.nan, real)], rows_at_once=3)
 
 
 def test_scattering_repeats(cuda):

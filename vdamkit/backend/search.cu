@@ -87,7 +87,7 @@ __device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, CO
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 5)
     score(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
           const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ entry_start,
           const int* __restrict__ entry_row, const long long* __restrict__ entry_out, const REAL* __restrict__ entry_prior,
@@ -100,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // For particles with many rotations and many shifts.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     score_many(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
                const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ entry_start,
                const int* __restrict__ entry_row, const long long* __restrict__ entry_out, const REAL* __restrict__ entry_prior,
@@ -249,44 +249,61 @@ extern "C" __global__ void samples(const REAL* __restrict__ weights, const long 
 
 // M-step ------------------------------------------------------------------------------------------------------------------
 
-extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ shift_phases, int n_voxels,
-                                    const int* __restrict__ row_start, const int* __restrict__ particle,
+// A block takes some rows, one after the other, and a thread two neighbouring voxels of each; `noise` and `information` are added
+// up over the rows of a block.
+extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ shift_phases, int n_pairs,
+                                    int n_rows, int rows_at_once, const int* __restrict__ row_start,
+                                    const int* __restrict__ particle, const int* __restrict__ group,
                                     const long long* __restrict__ sample_start, const int* __restrict__ sample_count,
                                     const REAL* __restrict__ mass, const int* __restrict__ sample_shift,
                                     const REAL* __restrict__ sample_weight, const COMPLEX* __restrict__ unmasked,
                                     const REAL* __restrict__ weight, const COMPLEX* __restrict__ raw,
-                                    const REAL* __restrict__ raw_weight, const int* __restrict__ half, int n_rows,
-                                    COMPLEX* __restrict__ gradient, REAL* __restrict__ total, REAL* __restrict__ noise) {
-  int v = blockIdx.y * blockDim.x + threadIdx.x;
-  long long r = blockIdx.x;
-  if (v >= n_voxels || row_start[r] == row_start[r + 1]) return;
-  COMPLEX a = rows[r * n_voxels + v];
-  REAL energy = a.x * a.x + a.y * a.y, residual = 0;
-  COMPLEX moved[2] = {complex_of(0, 0), complex_of(0, 0)};
-  REAL sum[2] = {0, 0};
-  for (int m = row_start[r]; m < row_start[r + 1]; m++) {
-    COMPLEX wave = complex_of(0, 0);  // Σ_t p e^{-2πi k·t/N}
-    for (long long s = sample_start[m]; s < sample_start[m] + sample_count[m]; s++) {
-      COMPLEX phase = shift_phases[(long long)sample_shift[s] * n_voxels + v];
-      wave.x += sample_weight[s] * phase.x;
-      wave.y += sample_weight[s] * phase.y;
+                                    const REAL* __restrict__ raw_weight, const int* __restrict__ half, int n_groups,
+                                    COMPLEX* __restrict__ gradient, REAL* __restrict__ total, REAL* __restrict__ noise,
+                                    REAL* __restrict__ information) {
+  int p = blockIdx.y * blockDim.x + threadIdx.x;
+  if (p >= n_pairs) return;
+  int first = blockIdx.x * rows_at_once, last = min(first + rows_at_once, n_rows);
+  Two gained = {};
+  for (int r = first; r < last; r++) {
+    Four a = ((const Four*)rows)[(long long)r * n_pairs + p], moved[2] = {};
+    Two energy = {{a.of[0] * a.of[0] + a.of[1] * a.of[1], a.of[2] * a.of[2] + a.of[3] * a.of[3]}}, sum[2] = {};
+    for (int m = row_start[r]; m < row_start[r + 1]; m++) {
+      Four wave = {};  // Σ_t p e^{-2πi k·t/N}
+      long long begin = sample_start[m], end = begin + sample_count[m];
+      for (long long s = begin; s < end; s++) {
+        Four phase = ((const Four*)shift_phases)[(long long)sample_shift[s] * n_pairs + p];
+        REAL share = sample_weight[s];
+        for (int i = 0; i < 4; i++) wave.of[i] += share * phase.of[i];
+      }
+      int who = particle[m];
+      long long at = (long long)who * n_pairs + p;
+      Four image = ((const Four*)unmasked)[at], seen = ((const Four*)raw)[at];
+      Two w = ((const Two*)weight)[at], own = ((const Two*)raw_weight)[at];
+      REAL share = mass[m];
+      Two* residual = (Two*)noise + ((long long)blockIdx.x * n_groups + group[m]) * n_pairs + p;
+      for (int v = 0; v < 2; v++) {
+        COMPLEX turn = complex_of(wave.of[2 * v], wave.of[2 * v + 1]);
+        COMPLEX mine = times(turn, complex_of(image.of[2 * v], image.of[2 * v + 1]));
+        for (int h = 0; h < 2; h++) {  // both halves, one with nothing: keeps them in registers
+          REAL one = half[who] == h ? REAL(1) : REAL(0);
+          moved[h].of[2 * v] += one * mine.x;
+          moved[h].of[2 * v + 1] += one * mine.y;
+          sum[h].of[v] += one * share * w.of[v];
+        }
+        COMPLEX there = times(turn, complex_of(seen.of[2 * v], seen.of[2 * v + 1]));
+        REAL overlap = a.of[2 * v] * there.x + a.of[2 * v + 1] * there.y;
+        residual->of[v] += own.of[v] * (own.of[v] * share * energy.of[v] - 2 * overlap);
+      }
     }
-    long long at = (long long)particle[m] * n_voxels + v;
-    COMPLEX mine = times(wave, unmasked[at]);
-    for (int h = 0; h < 2; h++) {  // both halves, one with nothing: keeps them in registers
-      REAL one = half[particle[m]] == h ? REAL(1) : REAL(0);
-      moved[h].x += one * mine.x;
-      moved[h].y += one * mine.y;
-      sum[h] += one * mass[m] * weight[at];
+    for (int v = 0; v < 2; v++) gained.of[v] += (sum[0].of[v] + sum[1].of[v]) * energy.of[v];
+    for (int h = 0; h < 2; h++) {
+      long long to = ((long long)h * n_rows + r) * n_pairs + p;
+      for (int i = 0; i < 4; i++) moved[h].of[i] -= sum[h].of[i / 2] * a.of[i];
+      for (int v = 0; v < 2; v++) sum[h].of[v] = max(sum[h].of[v], REAL(0));
+      ((Four*)gradient)[to] = moved[h];
+      ((Two*)total)[to] = sum[h];
     }
-    COMPLEX seen = times(wave, raw[at]);
-    REAL w = raw_weight[at];
-    residual += w * (w * mass[m] * energy - 2 * (a.x * seen.x + a.y * seen.y));
   }
-  for (int h = 0; h < 2; h++) {
-    long long to = ((long long)h * n_rows + r) * n_voxels + v;
-    gradient[to] = complex_of(gradient[to].x + moved[h].x - sum[h] * a.x, gradient[to].y + moved[h].y - sum[h] * a.y);
-    total[to] += sum[h];
-  }
-  noise[r * n_voxels + v] = residual;
+  ((Two*)information)[(long long)blockIdx.x * n_pairs + p] = gained;
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Rows, turns_of
 from vdamkit.vdam.batched.posterior import Significant
+
+ROWS = 16  # that one block of threads takes one after the other
 
 
 def accumulate(
@@ -32,16 +35,15 @@ def accumulate(
     cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
     information, residual = xp.zeros((classes, len(projector.order))), xp.zeros((n_optics, len(projector.order)))
     rows = Rows.of(found.entries, level.grid)
-    used, number = found.entries.shifts_in_use()
-    phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
-    members = Members(engine, batch, found, rows, engine.put(number, np.int32)[found.sample_shift])
+    members = Members.of(engine, batch, found, rows)
     for piece in rows.pieces(engine.rows_at_once(len(ball))):
         k = int(rows.class_index[piece.start])
         turns = turns_of(level.grid, search.perturbation, rows.orientation[piece])
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
-        gradient, total = members.residuals(piece, rotated, phases, residual)
-        information[k] += ((total[0] + total[1]) * (rotated.real**2 + rotated.imag**2)).sum(0, dtype=np.float64)
-        projector.scatter(turns, gradient, xp.maximum(total, 0), cubes[k])
+        sums = members.sums(piece, rotated, n_optics)
+        residual += sums.noise.sum(0, dtype=np.float64)
+        information[k] += sums.information.sum(0, dtype=np.float64)
+        projector.scatter(turns, sums.gradient, sums.total, cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
     power = projector.shell_sums(information)
     noise, noise_weight = _own_power(engine, batch, n_optics)
@@ -51,39 +53,60 @@ def accumulate(
     return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, direction_weight, offset2, power)
 
 
+@dataclass(frozen=True)
+class RowSums:
+    """What :func:`vdamkit.backend.twins.row_sums` makes of some rows."""
+
+    gradient: Any  # (2, rows, n) complex residuals, by half
+    total: Any  # (2, rows, n) weights
+    noise: Any  # (blocks, G, n), to be added up over blocks of rows
+    information: Any  # (blocks, n), likewise
+
+
+@dataclass(frozen=True)
 class Members:
-    """The entries of a mini-batch by optics group and, within one, by row: as the kernel takes them, once on the device."""
+    """The entries of some particles sorted by row, as the kernel takes them."""
 
-    def __init__(self, engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows, sample_shift: Any):
-        self.engine, self.batch, self.found, self.sample_shift = engine, batch, found, sample_shift
-        optics = batch.optics[found.entries.particle]
-        order = np.lexsort((rows.of_entry, optics))
-        self._row, optics = rows.of_entry[order], optics[order]
-        self._groups = [(int(g), *np.searchsorted(optics, (g, g + 1)).tolist()) for g in np.unique(optics)]
+    engine: Engine
+    batch: DeviceBatch
+    row: np.ndarray  # (m,) ascending
+    columns: tuple  # on the device, of each: particle, optics group, range of samples (start, count), summed weight
+    samples: tuple  # shift (number in `phases`) and weight of each sample
+    phases: Any  # (shifts, n)
+    half: Any  # (p,) pseudo-half of each particle
+
+    @classmethod
+    def of(cls, engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows) -> Members:
+        search, put = engine.search, engine.put
+        order = np.argsort(rows.of_entry, kind="stable")
+        particle = found.entries.particle[order]
         columns = (
-            (found.entries.particle, np.int32),
-            (found.sample_start, np.int64),
-            (found.count, np.int32),
-            (found.mass, engine.real),
-        )
-        self._columns = [engine.put(column[order], kind) for column, kind in columns]
-        self._half = engine.put(batch.index % 2, np.int32)  # pseudo-half: parity in the file, for good
+            put(particle, np.int32), put(batch.optics[particle], np.int32), put(found.sample_start[order], np.int64),
+            put(found.count[order], np.int32), put(found.mass[order], engine.real),
+        )  # fmt: skip
+        level = search.levels[-1]
+        used, number = found.entries.shifts_in_use()
+        phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
+        samples = (put(number, np.int32)[found.sample_shift], found.sample_weight)
+        half = put(batch.index % 2, np.int32)  # parity in the file, for good
+        return cls(engine, batch, rows.of_entry[order], columns, samples, phases, half)
 
-    def residuals(self, piece: slice, rotated: Any, phases: Any, noise: Any) -> tuple[Any, Any]:
-        """Residuals and weights of a piece's rotations, `(2, rows, n)` by half; its part of `noise` `(G, n)` is added there."""
-        device, xp, real = self.engine.device, self.engine.device.xp, self.engine.real
-        batch, (n_rows, n) = self.batch, rotated.shape
-        gradient, total = xp.zeros((2, n_rows, n), rotated.dtype), xp.zeros((2, n_rows, n), real)
-        starts = np.stack([np.searchsorted(self._row[a:b], np.arange(piece.start, piece.stop + 1)) for _, a, b in self._groups])
-        for (group, a, b), start in zip(self._groups, self.engine.put(starts, np.int32), strict=True):
-            residual = xp.zeros((n_rows, n), real)
-            device.kernels.row_sums(
-                rotated, phases, start, *(column[a:b] for column in self._columns), self.sample_shift,
-                self.found.sample_weight, batch.unmasked, batch.weight, batch.raw, batch.raw_weight, self._half,
-                gradient, total, residual,
-            )  # fmt: skip
-            noise[group] += residual.sum(0, dtype=np.float64)
-        return gradient, total
+    def sums(self, piece: slice, rotated: Any, n_optics: int) -> RowSums:
+        """Sums over the members of a piece's rows, whose rotations are `rotated` `(rows, n)`."""
+        device, real, batch = self.engine.device, self.engine.real, self.batch
+        xp, (n_rows, n) = device.xp, rotated.shape
+        rows_at_once = max(ROWS, n_optics)  # of which sums of noise take no more memory than the rows themselves
+        blocks = -(-n_rows // rows_at_once)
+        out = RowSums(
+            xp.empty((2, n_rows, n), rotated.dtype), xp.empty((2, n_rows, n), real), xp.zeros((blocks, n_optics, n), real),
+            xp.empty((blocks, n), real),
+        )  # fmt: skip
+        start = self.engine.put(np.searchsorted(self.row, np.arange(piece.start, piece.stop + 1)), np.int32)
+        device.kernels.row_sums(
+            rotated, self.phases, start, *self.columns, *self.samples, batch.unmasked, batch.weight, batch.raw,
+            batch.raw_weight, self.half, out.gradient, out.total, out.noise, out.information, rows_at_once=rows_at_once,
+        )  # fmt: skip
+        return out
 
 
 def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
