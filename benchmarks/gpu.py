@@ -90,7 +90,8 @@ class MadeUp:
     def __init__(self, box: int, pixel_size: float, rows: int, pool: int = 32, seed: int = 0):
         rng = np.random.default_rng(seed)
         self.box, self.pixel_size, self.identity = box, pixel_size, ("made up", box, rows)
-        self.angles = np.stack([rng.uniform(0, 360, rows), rng.normal(90, 8, rows), rng.uniform(0, 360, rows)], -1)
+        psi = 7.5 * rng.integers(48, size=rows)  # few, as each has an operator on a CPU
+        self.angles = np.stack([rng.uniform(0, 360, rows), rng.normal(90, 8, rows), psi], -1)
         self.angle_priors = np.where([False, True, False], self.angles, np.nan)
         self.offsets, self.offset_priors = np.zeros((2, rows, 3))
         self.optics = np.zeros(rows, int)
@@ -101,15 +102,18 @@ class MadeUp:
         self.map = (shape / shape.std() * soft_sphere(box, 100 / pixel_size, 3)).astype(np.float32)
         reference = projector.prepare(self.map)
         k = np.sqrt((ball.k**2).sum(1))
-        self._pool, self._there = [], {}  # on the host, and by device
-        clean = [projector.rotate(reference, euler_to_matrix(angles)) for angles in self.angles[:pool]]
-        power = np.mean([float((np.abs(a) ** 2).sum()) for a in clean])
-        self.sigma2 = 0.6 * power / (2 * WORTH)  # 0.6: mean of w
-        for a in clean:
+        unmoved = projector.rotate(reference, np.eye(3))
+        self.sigma2 = 0.6 * float((np.abs(unmoved) ** 2).sum()) / (2 * WORTH)  # 0.6: mean of w
+
+        def particle(i: int) -> HalfBallParticle:
+            rng = np.random.default_rng((seed, i))
             w = (0.1 + np.cos(rng.uniform(0.2, 0.5) * k) ** 2).astype(np.float32)
             noise = (rng.normal(size=(len(ball), 2)) @ [1, 1j]) * np.sqrt(w * self.sigma2)
-            b = (w * a + noise).astype(np.complex64)
-            self._pool.append(HalfBallParticle(radius, b, b, w))
+            b = (w * projector.rotate(reference, euler_to_matrix(self.angles[i])) + noise).astype(np.complex64)
+            return HalfBallParticle(radius, b, b, w)
+
+        self._pool = Backend(available_cores()).map(particle, range(min(pool, rows)))
+        self._there: dict = {}  # by device
 
     def __len__(self) -> int:
         return len(self.optics)
