@@ -108,6 +108,7 @@ static inline int __float2int_rn(float x) { return (int)lrintf(x); }
 static inline int __double2int_rn(double x) { return (int)lrint(x); }
 static inline long long __float2ll_rn(float x) { return llrintf(x); }
 static inline long long __double2ll_rn(double x) { return llrint(x); }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
 template <class T>
 static inline T __ldg(const T* address) { return *address; }
 

@@ -195,7 +195,8 @@ def test_row_sums(both, real):
     s = int(count.sum())
     inputs = [
         complex_normal(rng, real, 4, n), complex_normal(rng, real, 12, n), np.append(0, np.cumsum(members)).astype(np.int32),
-        rng.integers(p, size=m).astype(np.int32), rng.integers(3, size=m).astype(np.int32), first, count, rng.random(m).astype(real),
+        rng.integers(p, size=m).astype(np.int32), rng.integers(3, size=m).astype(np.int32), first, count,
+        rng.random(m).astype(real),
         rng.integers(12, size=s).astype(np.int32), rng.random(s).astype(real), complex_normal(rng, real, p, n),
         rng.random((p, n)).astype(real), complex_normal(rng, real, p, n), rng.random((p, n)).astype(real),
         np.array([0, 1, 1, 0, 1], np.int32),

@@ -10,9 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import threadpoolctl
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from vdamkit.backend.device import HOST, Device
 from vdamkit.errors import SettingsError
@@ -89,7 +90,8 @@ class _Quiet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._blas: threadpool_limits | None = None
+        self._blas: Any = None  # the limit that is in force
+        self._libraries: tuple[int, ThreadpoolController] | None = None  # found when so many modules were loaded
         self._interval: float | None = None  # of hand-over, to be put back
 
     def enter(self, *, hand_over: float | None) -> None:
@@ -97,11 +99,17 @@ class _Quiet:
         with self._lock:
             if self._inside == 0:
                 _take_control()
-                self._blas = threadpool_limits(1, user_api="blas")
+                self._blas = self._controller().limit(limits=1, user_api="blas")
             self._inside += 1
             if hand_over is not None and (self._interval is None or hand_over < sys.getswitchinterval()):
                 self._interval = sys.getswitchinterval() if self._interval is None else self._interval
                 sys.setswitchinterval(hand_over)
+
+    def _controller(self) -> ThreadpoolController:
+        """Of all libraries loaded by now. To look for them takes milliseconds, and only an import brings new ones."""
+        if self._libraries is None or self._libraries[0] != len(sys.modules):
+            self._libraries = len(sys.modules), ThreadpoolController()
+        return self._libraries[1]
 
     def leave(self) -> None:
         with self._lock:

@@ -98,6 +98,16 @@ extern "C" __global__ void tilt_adjoint(const COMPLEX* __restrict__ slabs, const
   }
 }
 
+// Trilinear weight of a corner of a cylinder's cell at a point of the cube that is so far away from its first corner.
+__device__ __forceinline__ REAL weight_of(const REAL* away, const REAL* t, int corner) {
+  REAL w = 1;
+  for (int j = 0; j < 3; j++) {
+    REAL to = (corner & 1 ? t[j] : REAL(0)) + (corner & 2 ? t[3 + j] : REAL(0)) + (corner & 4 ? t[6 + j] : REAL(0));
+    w *= max(1 - fabs(away[j] - to), REAL(0));
+  }
+  return w;
+}
+
 // The adjoint of `tilt` for rows of a map: each point of the cube collects what the cylinders hold around it. A cylinder's point
 // lies in the half cube itself or as its Friedel mate, as in corners_of, whose sign this takes from the same sum.
 extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL* __restrict__ turns, int n_directions,
@@ -116,19 +126,17 @@ extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL*
     REAL z = floor((t[6] * at[0] + t[7] * at[1] + t[8] * at[2]) * scale);
     REAL away[3];
     for (int j = 0; j < 3; j++) away[j] = at[j] - (t[j] * x + t[3 + j] * y + t[6 + j] * z);
-    for (int e = 0; e < 8; e++) {
-      REAL w = 1;
-      for (int j = 0; j < 3; j++) {
-        REAL far = away[j] - ((e & 1 ? t[j] : REAL(0)) + (e & 2 ? t[3 + j] : REAL(0)) + (e & 4 ? t[6 + j] : REAL(0)));
-        w *= max(1 - fabs(far), REAL(0));
-      }
-      if (w <= 0) continue;
+    unsigned near = 0;  // which corners of the lattice's cell: few, so the threads of a warp first find and then read them
+#pragma unroll
+    for (int e = 0; e < 8; e++) near |= (weight_of(away, t, e) > 0) << e;
+    for (; near; near &= near - 1) {
+      int e = __ffs(near) - 1;
+      REAL w = weight_of(away, t, e);
       int u[3] = {(int)x + (e & 1), (int)y + (e >> 1 & 1), (int)z + (e >> 2)};
-      if (2 * abs(u[0]) >= width || 2 * abs(u[1]) >= width || abs(u[2]) >= depth) continue;
       REAL side = t[0] * u[0] + t[3] * u[1] + t[6] * u[2];
-      for (int mate = 0; mate < 2; mate++) {
-        int sign = mate ? -1 : 1;
-        if (sign * u[2] < 0 || (mate ? side <= 0 : side < 0)) continue;
+      if (side < 0 || 2 * abs(u[0]) >= width || 2 * abs(u[1]) >= width || abs(u[2]) >= depth) continue;
+      for (int sign = u[2] < 0 ? -1 : 1; sign >= (u[2] > 0 ? 1 : -1); sign -= 2) {  // both in the plane z = 0
+        if (sign < 0 && side == 0) continue;
         long long cell = ((long long)(sign * u[1] + width / 2) * width + sign * u[0] + width / 2) * depth + sign * u[2];
         const Four* from = (const Four*)slabs + 2 * (d * cells + cell);
         for (int h = 0; h < 2; h++) {
@@ -179,7 +187,7 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
 // One thread sums up 2 × 2 neighbouring columns of the cylinder, for one half: what bears on one of them mostly bears on the
 // others too, and is read once. Patches are numbered in tiles of TILE × TILE. A cell of `slabs` is, for each half, real part,
 // imaginary part, weight and nothing.
-extern "C" __global__ void __launch_bounds__(THREADS, 4)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ spin_start,
                  const int* __restrict__ spins, const int* __restrict__ source_start, const int4* __restrict__ source,
                  const int* __restrict__ source_count, const REAL* __restrict__ source_weight,
@@ -198,18 +206,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     const int* range = source_start + (long long)mine[1] * (patches + 1) + patch;
     int last = range[1];
     for (int e = range[0]; e < last; e++) {
-      if (kz >= source_count[e]) continue;
+      bool inside = kz < source_count[e];
       int4 column = source[e];
-      Four w = ((const Four*)source_weight)[e], value = {};
-      Two weight = {};
+      Four w = ((const Four*)source_weight)[e], value = {}, two[4];
+      Two weight = {}, heavy[4];
       int from[4] = {column.x, column.y, column.z, column.w};
-      for (int q = 0; q < 4; q++)
-        if (row[q] >= 0) {
-          Four two = *(const Four*)(values + row[q] + from[q]);
-          Two heavy = *(const Two*)(weights + row[q] + from[q]);
-          for (int i = 0; i < 4; i++) value.of[i] += two.of[i];
-          for (int i = 0; i < 2; i++) weight.of[i] += heavy.of[i];
-        }
+#pragma unroll
+      for (int q = 0; q < 4; q++) {  // all reads are under way before the first is waited for
+        bool there = inside && row[q] >= 0;
+        two[q] = there ? *(const Four*)(values + row[q] + from[q]) : Four{};
+        heavy[q] = there ? *(const Two*)(weights + row[q] + from[q]) : Two{};
+      }
+#pragma unroll
+      for (int q = 0; q < 4; q++) {
+        for (int i = 0; i < 4; i++) value.of[i] += two[q].of[i];
+        for (int i = 0; i < 2; i++) weight.of[i] += heavy[q].of[i];
+      }
       for (int j = 0; j < 4; j++) {
         for (int i = 0; i < 4; i++) sum[j].of[i] += w.of[j] * value.of[i];
         for (int i = 0; i < 2; i++) total[j].of[i] += fabs(w.of[j]) * weight.of[i];

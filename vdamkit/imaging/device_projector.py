@@ -17,6 +17,8 @@ from vdamkit.backend.device import Device
 from vdamkit.backend.twins import KZ_BITS, TILE
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 
+UNASKED = 2**26  # bytes
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -80,6 +82,9 @@ class DeviceProjector:
         self._turned = device.put(((start[self._column_of[:, pairs]] + kz) // 2).astype(np.int32))
         self.k = device.put(self.in_order(projector.ball.k.T).T.astype(np.int32))
         self.friedel = device.put(self.in_order(projector.ball.weight))
+        self.shell = device.put(self.in_order(projector.ball.shell))
+        shells = np.arange(projector.ball.n_shells)
+        self._in_shell = device.put(self.in_order((projector.ball.shell == shells[:, None]).astype(np.float64)).T)
         self.depth = projector.radius + projector.radius % 2  # of a cylinder
         column, kz = np.divmod(projector.source_at, projector.radius)
         at = column * self.depth + kz
@@ -107,8 +112,8 @@ class DeviceProjector:
         return np.where(self.order < 0, values.dtype.type(0), values[..., self.order])
 
     def shell_sums(self, values: Any) -> np.ndarray:
-        """Sums over shells of values `(..., n)` on the device; float64 `(..., n_shells)` on the host, no Friedel weights."""
-        return self.projector.ball.shell_sums(self.device.get(values)[..., self.place])
+        """Sums over shells of values `(m, n)` on the device; float64 `(m, n_shells)` on the host, no Friedel weights."""
+        return self.device.get(values.astype(np.float64) @ self._in_shell)
 
     def columns_of(self, values: Any, rows: np.ndarray, order: np.ndarray | None = None) -> Any:
         """Rows of `values` `(m, ≥ n)`, which are in the half-ball's order (or lie at `order`), in the device's: `(rows, n)`."""
@@ -118,9 +123,11 @@ class DeviceProjector:
         self.device.kernels.collect(values, put(rows.astype(np.int32)), at, out)
         return out
 
-    def _directions_at_once(self) -> int:
-        """Cylinders that a twentieth of the room holds, two halves of four numbers each."""
-        each = 8 * self.projector.dtype.itemsize * self.slab_size
+    def _directions_at_once(self, turns: Turns, numbers: int) -> int:
+        """Cylinders of so many numbers a voxel that a twentieth of the room holds; all, where they need next to nothing."""
+        each, wanted = numbers * self.projector.dtype.itemsize * self.slab_size, len(turns.tilts)
+        if wanted * each <= UNASKED:  # to ask a device for its free memory takes it as long as to turn them
+            return max(1, wanted)
         return int(np.clip(self.device.room // 20 // each, 1, 4096))
 
     def _taps(self, psis: np.ndarray) -> tuple:
@@ -171,7 +178,7 @@ class DeviceProjector:
         p, device, xp = self.projector, self.device, self.device.xp
         rows = xp.empty((len(turns.direction), len(self.order)), p.complex)
         first, taps = self._taps(turns.psis)
-        for tilts, spins in turns.pieces(self._directions_at_once()):
+        for tilts, spins in turns.pieces(self._directions_at_once(turns, 2)):
             slabs = xp.zeros((len(tilts), self.slab_size), p.complex)
             device.kernels.tilt(cube, self._matrices(tilts), self._source, self._source_at, p.grid.half_width, slabs)
             device.kernels.spin(slabs, device.put(spins), first, taps, self.pair, self._turned, self.depth, p.width, rows)
@@ -186,7 +193,7 @@ class DeviceProjector:
         Real and imaginary part of the data, and the weights spread as :meth:`Projector.spread_weight` does; float64.
         """
         p, device, xp = self.projector, self.device, self.device.xp
-        for tilts, spins in turns.pieces(self._directions_at_once()):
+        for tilts, spins in turns.pieces(self._directions_at_once(turns, 8)):
             slabs = xp.empty((len(tilts), self.slab_size, 2, 4), p.dtype)
             start = np.searchsorted(spins[:, 0], np.arange(len(tilts) + 1)).astype(np.int32)
             device.kernels.spin_adjoint(

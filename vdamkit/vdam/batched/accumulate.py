@@ -111,14 +111,12 @@ class Members:
 
 def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
     """Σ |b'|² and Σ w' per optics group and shell."""
-    projector, xp = engine.projector(engine.search.levels[-1].radius), engine.device.xp
-    power, weight = xp.zeros((2, n_optics, len(projector.order)))
-    for group in np.unique(batch.optics):
-        some = engine.put(np.flatnonzero(batch.optics == group), np.int64)
-        raw = batch.raw[some]
-        power[group] = (raw.real**2 + raw.imag**2).sum(0, dtype=np.float64)
-        weight[group] = batch.raw_weight[some].sum(0, dtype=np.float64)
-    return projector.shell_sums(power * projector.friedel), projector.shell_sums(weight * projector.friedel)
+    projector = engine.projector(engine.search.levels[-1].radius)
+    own = (batch.raw.real**2 + batch.raw.imag**2, batch.raw_weight)
+    sums = (projector.shell_sums(values * projector.friedel) for values in own)
+    in_group = (batch.optics == np.arange(n_optics)[:, None]).astype(np.float64)
+    power, weight = (in_group @ values for values in sums)
+    return power, weight
 
 
 def _class_sums(engine: Engine, found: Significant, coarse: OrientationGrid) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from vdamkit.backend.device import Device, OutOfDeviceMemory
 from vdamkit.errors import InputError
-from vdamkit.imaging.halfball import half_ball
 from vdamkit.sampling.euler import matrix_to_euler
 from vdamkit.state import State
 from vdamkit.vdam.accumulate import Sums
@@ -162,22 +161,21 @@ def make_batch(
     """Particles on the device, moved by their last offsets and divided by the noise; see `vdam.visit.make_batch`."""
     search, real = engine.search, engine.real
     radius = search.levels[-1].radius
-    projector, ball = engine.projector(radius), half_ball(radius)
+    projector = engine.projector(radius)
     (masked, unmasked, weight), at, complaints = _on_device(engine, particles, chunk, radius, upcoming)
     index = chunk[at]
     if not len(index):
         raise InputError(f"no particle of this chunk can be used; the first: {next(iter(complaints.values()))}")
     offsets = state.poses.offsets[index] / particles.pixel_size
-    inverse = projector.in_order((1 / state.sigma2)[:, ball.shell])  # per optics group
     group = engine.put(particles.optics[index], np.int64)
     moved = engine.phases(radius, offsets) * real.type(state.grey_scale)
-    friedel = projector.in_order(ball.weight)
-    seen = np.where(projector.order == 0, 0, friedel)  # the E-step leaves out k = 0
+    inverse = engine.put(1 / state.sigma2, real)[:, projector.shell] * projector.friedel  # per optics group
+    divided = inverse[group]
+    inverse[:, int(projector.place[0])] = 0  # the E-step leaves out k = 0
     raw = masked * moved
-    divided = engine.put(inverse * friedel, real)[group]
     batch = DeviceBatch(
-        index, raw * engine.put(inverse * seen, real)[group], unmasked * moved * divided, weight * divided, raw, weight,
-        offsets, particles.offset_priors[index] / particles.pixel_size, centre_rows(state, particles, index, search),
+        index, raw * inverse[group], unmasked * moved * divided, weight * divided, raw, weight, offsets,
+        particles.offset_priors[index] / particles.pixel_size, centre_rows(state, particles, index, search),
         particles.optics[index],
     )  # fmt: skip
     return batch, complaints
