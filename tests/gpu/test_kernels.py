@@ -1,5 +1,6 @@
 """Each CUDA kernel against its NumPy twin: its source compiled for the CPU everywhere, and on a GPU where there is one."""
 
+import re
 import shutil
 import subprocess
 
@@ -86,6 +87,14 @@ def test_projector_kernels(both, real):
         [np.full((d, tables.slab_size, 2, 4), np.nan, real)],
     )  # fmt: skip
     both("tilt_back", [back, moved, tables._points, half_width, *shape], [np.zeros((2, 3, p.grid.size))])
+
+
+def test_a_tile_has_room_for_its_columns():
+    """At no angle do more columns of the half-ball bear on a tile than its block of threads has memory for."""
+    room = int(re.search(r"#define COLUMNS (\d+)", _source())[1])
+    tables = DeviceProjector(Projector(48, 22), Device())
+    starts = tables._sources(np.linspace(0, 89, 90))[0]
+    assert 361 <= np.diff(starts, axis=1).max() <= room
 
 
 @pytest.mark.parametrize("real", REALS)

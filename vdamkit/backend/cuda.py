@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.device import Device, DeviceLost, OutOfDeviceMemory
+from vdamkit.backend.twins import TILE
 from vdamkit.errors import SettingsError
 
 THREADS = 256
@@ -191,14 +192,16 @@ class CudaKernels:
         )  # fmt: skip
 
     def spin_adjoint(
-        self, values, weights, spin_start, spins, source_start, source, source_count, source_weight, needed, absolute_sum,
-        depth, width, slabs,
+        self, values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+        absolute_sum, depth, width, slabs,
     ) -> None:  # fmt: skip
-        side, real = round((source_start.shape[1] - 1) ** 0.5), source_weight.dtype
+        real, at_once = entry_weight.dtype, 8 if entry_weight.dtype == np.float32 else 4  # KZ
+        side = round((patch_start.shape[1] - 1) ** 0.5)
         self._run(
-            "spin_adjoint", real, (len(slabs) * _blocks(side**2 * depth // 2), 2), values, weights, spin_start, spins,
-            source_start, source, source_count, source_weight, needed, real.type(absolute_sum), np.int32(side),
-            np.int32(depth), np.int32(width), np.int32(values.shape[2]), np.int32(values.shape[1]), slabs,
+            "spin_adjoint", real, (len(slabs) * (tile_start.shape[1] - 1), 2, -(-depth // at_once)), values, weights,
+            spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+            real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
+            np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once,
         )  # fmt: skip
 
     def collect(self, values, rows, order, out) -> None:

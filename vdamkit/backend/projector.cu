@@ -5,7 +5,13 @@
 
 #define THREADS 256
 #define KZ_BITS 10  // of a voxel's cell, see twins.py
-#define TILE 4      // patches, see twins.py
+#define TILE 8        // patches along a side, see twins.py
+#define COLUMNS 400   // of the half-ball, at most, that bear on a tile: lattice points in a square of side 2 TILE + 3
+#ifdef SINGLE
+#define KZ 8  // voxels of a column that a block takes: what the memory shared by its threads holds
+#else
+#define KZ 4
+#endif
 
 struct __align__(4 * sizeof(REAL)) Four {
   REAL of[4];
@@ -184,60 +190,61 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
     if (mine[2 + q] >= 0) ((Four*)rows)[(long long)mine[2 + q] * n_pairs + turned[(long long)q * n_pairs + p]] = sum;
 }
 
-// One thread sums up 2 × 2 neighbouring columns of the cylinder, for one half: what bears on one of them mostly bears on the
-// others too, and is read once. Patches are numbered in tiles of TILE × TILE. A cell of `slabs` is, for each half, real part,
-// imaginary part, weight and nothing.
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+// A block sums up a tile of TILE × TILE patches of the cylinder, KZ voxels deep, for one half: for each spin it first collects
+// what bears on the tile, quarter turns added up, and then each thread forms its 2 × 2 columns. A cell of `slabs` is, for each
+// half, real part, imaginary part, weight and nothing.
+extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ)
     spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ spin_start,
-                 const int* __restrict__ spins, const int* __restrict__ source_start, const int4* __restrict__ source,
-                 const int* __restrict__ source_count, const REAL* __restrict__ source_weight,
-                 const unsigned char* __restrict__ needed, REAL absolute_sum, int side, int depth, int width, int n_voxels,
-                 int n_rows, REAL* __restrict__ slabs) {
-  int half_depth = depth / 2, patches = side * side, cells = patches * half_depth, chunks = (cells + blockDim.x - 1) / blockDim.x;
-  int at = blockIdx.x % chunks * blockDim.x + threadIdx.x, d = blockIdx.x / chunks, h = blockIdx.y;
-  if (at >= cells) return;
-  int patch = at / half_depth, kz = at % half_depth * 2;
-  Four sum[4] = {};  // by column: two complex numbers
-  Two total[4] = {};
+                 const int* __restrict__ spins, const int* __restrict__ tile_start, const int4* __restrict__ source,
+                 const int* __restrict__ source_count, const int* __restrict__ patch_start, const int* __restrict__ entry,
+                 const REAL* __restrict__ entry_weight, const unsigned char* __restrict__ needed, REAL absolute_sum, int side,
+                 int depth, int width, int n_voxels, int n_rows, REAL* __restrict__ slabs) {
+  __shared__ COMPLEX data[COLUMNS * KZ];
+  __shared__ REAL heavy[COLUMNS * KZ];
+  int across = side / TILE, tiles = across * across, tile = blockIdx.x % tiles, d = blockIdx.x / tiles;
+  int h = blockIdx.y, low = blockIdx.z * KZ, z = threadIdx.x % KZ, within = threadIdx.x / KZ, kz = low + z;
+  REAL sum[4][3] = {};
   for (int s = spin_start[d]; s < spin_start[d + 1]; s++) {
     const int* mine = spins + 6LL * s;
     long long row[4];
-    for (int q = 0; q < 4; q++) row[q] = mine[2 + q] < 0 ? -1 : ((long long)h * n_rows + mine[2 + q]) * n_voxels + kz;
-    const int* range = source_start + (long long)mine[1] * (patches + 1) + patch;
-    int last = range[1];
-    for (int e = range[0]; e < last; e++) {
-      bool inside = kz < source_count[e];
-      int4 column = source[e];
-      Four w = ((const Four*)source_weight)[e], value = {}, two[4];
-      Two weight = {}, heavy[4];
-      int from[4] = {column.x, column.y, column.z, column.w};
+    for (int q = 0; q < 4; q++) row[q] = mine[2 + q] < 0 ? -1 : ((long long)h * n_rows + mine[2 + q]) * n_voxels + low;
+    const int* range = tile_start + (long long)mine[1] * (tiles + 1) + tile;
+    int first = range[0], size = (range[1] - first) * KZ;
+    for (int i = threadIdx.x; i < size; i += blockDim.x) {
+      int4 column = source[first + i / KZ];
+      int from[4] = {column.x, column.y, column.z, column.w}, at = i % KZ;
+      bool inside = low + at < source_count[first + i / KZ];
+      COMPLEX value[4];
+      REAL weight[4];
 #pragma unroll
       for (int q = 0; q < 4; q++) {  // all reads are under way before the first is waited for
         bool there = inside && row[q] >= 0;
-        two[q] = there ? *(const Four*)(values + row[q] + from[q]) : Four{};
-        heavy[q] = there ? *(const Two*)(weights + row[q] + from[q]) : Two{};
+        value[q] = there ? values[row[q] + from[q] + at] : complex_of(0, 0);
+        weight[q] = there ? weights[row[q] + from[q] + at] : REAL(0);
       }
-#pragma unroll
-      for (int q = 0; q < 4; q++) {
-        for (int i = 0; i < 4; i++) value.of[i] += two[q].of[i];
-        for (int i = 0; i < 2; i++) weight.of[i] += heavy[q].of[i];
-      }
+      data[i] = complex_of(value[0].x + value[1].x + value[2].x + value[3].x, value[0].y + value[1].y + value[2].y + value[3].y);
+      heavy[i] = weight[0] + weight[1] + weight[2] + weight[3];
+    }
+    __syncthreads();
+    range = patch_start + (long long)mine[1] * (side * side + 1) + tile * TILE * TILE + within;
+    for (int e = range[0]; e < range[1]; e++) {
+      int at = entry[e] * KZ + z;
+      Four w = ((const Four*)entry_weight)[e];
       for (int j = 0; j < 4; j++) {
-        for (int i = 0; i < 4; i++) sum[j].of[i] += w.of[j] * value.of[i];
-        for (int i = 0; i < 2; i++) total[j].of[i] += fabs(w.of[j]) * weight.of[i];
+        sum[j][0] += w.of[j] * data[at].x;
+        sum[j][1] += w.of[j] * data[at].y;
+        sum[j][2] += fabs(w.of[j]) * heavy[at];
       }
     }
+    __syncthreads();  // all have read before it is written again
   }
-  int tile = patch / (TILE * TILE), y = (tile / (side / TILE) * TILE + patch / TILE % TILE) * 2;
-  int x = (tile % (side / TILE) * TILE + patch % TILE) * 2;
+  int y = (tile / across * TILE + within / TILE) * 2, x = (tile % across * TILE + within % TILE) * 2;
   for (int j = 0; j < 4; j++) {
-    if (y + j / 2 >= width || x + j % 2 >= width) continue;
+    if (kz >= depth || y + j / 2 >= width || x + j % 2 >= width) continue;
     int cell = ((y + j / 2) * width + x + j % 2) * depth + kz;
-    for (int i = 0; i < 2; i++) {
-      REAL used = needed[cell + i];
-      Four out = {{used * sum[j].of[2 * i], used * sum[j].of[2 * i + 1], used * total[j].of[i] / absolute_sum, 0}};
-      ((Four*)slabs)[2 * ((long long)d * width * width * depth + cell + i) + h] = out;
-    }
+    REAL used = needed[cell];
+    Four out = {{used * sum[j][0], used * sum[j][1], used * sum[j][2] / absolute_sum, 0}};
+    ((Four*)slabs)[2 * ((long long)d * width * width * depth + cell) + h] = out;
   }
 }
 

@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix
 from vdamkit.imaging.projector import trilinear
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
-TILE = 4  # along a side: patches that are numbered together, see spin_adjoint
+TILE = 8  # patches along a side that are summed up together, see spin_adjoint
 
 
 def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
@@ -80,24 +80,26 @@ def spin(slabs, spins, first, taps, pair, turned, depth: int, width: int, rows) 
 
 
 def spin_adjoint(
-    values, weights, spin_start, spins, source_start, source, source_count, source_weight, needed, absolute_sum: float,
-    depth: int, width: int, slabs,
+    values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+    absolute_sum: float, depth: int, width: int, slabs,
 ) -> None:  # fmt: skip
     """Adjoint of :func:`spin`, summed over the spins of each direction; weights with the absolute values of the taps.
 
     values `(2, rows, n)` complex and weights, real, for two halves. Spins (as there, but for the first number) of direction d:
-    ``spin_start[d]`` to ``spin_start[d + 1]``. A patch is 2 × 2 columns of the cylinder, numbered in tiles of TILE × TILE;
-    source_start `(angles, patches + 1)`: for each the range of what bears on it: source `(sources, 4)` int32, first voxel of a
-    column of the half-ball, by quarter turn; source_count, how many voxels; both even; source_weight `(sources, 4)`, on each of
-    the four. needed `(width² depth,)` uint8: where a cylinder is read. slabs as for :func:`tilt_back`.
+    ``spin_start[d]`` to ``spin_start[d + 1]``. A patch is 2 × 2 columns of the cylinder, a tile TILE × TILE patches, one after
+    the other. tile_start `(angles, tiles + 1)`: for each tile the range of columns of the half-ball that bear on it,
+    source `(sources, 4)` int32, first voxel of a column by quarter turn, and source_count, how many voxels. patch_start
+    `(angles, patches + 1)`: for each patch the range of its entries: number among the tile's columns, and entry_weight
+    `(entries, 4)`, on each of the four. needed `(width² depth,)` uint8: where a cylinder is read. slabs as for
+    :func:`tilt_back`.
     """
-    side = round((source_start.shape[1] - 1) ** 0.5)
+    side = round((patch_start.shape[1] - 1) ** 0.5)
     tile, within = np.divmod(np.arange(side**2), TILE**2)
     y, x = (TILE * a + b for a, b in zip(np.divmod(tile, side // TILE), np.divmod(within, TILE), strict=True))
     kz, room = np.arange(depth), max(2 * side, width)
 
     def summed(start: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Runs of `values` `(sources, depth)`, weighted in four ways, as columns of the cylinder."""
+        """Runs of `values` `(entries, depth)`, weighted in four ways, as columns of the cylinder."""
         ends, numbers = start - start[0], np.arange(len(values))
         slab = np.zeros((room, room, depth), values.dtype)
         for j in range(4):
@@ -108,13 +110,13 @@ def spin_adjoint(
     for h in range(2):
         for d, (begin, end) in enumerate(pairwise(spin_start.tolist())):
             for _, angle, *members in spins[begin:end].tolist():
-                start = source_start[angle]
-                mine = slice(start[0], start[-1])
-                inside, w = kz < source_count[mine, None], source_weight[mine]
+                start = patch_start[angle]
+                column = np.repeat(tile_start[angle, tile], np.diff(start)) + entry[start[0] : start[-1]]
+                inside, w = kz < source_count[column, None], entry_weight[start[0] : start[-1]]
                 for quarter, r in enumerate(members):
                     if r < 0:
                         continue
-                    at = np.where(inside, source[mine, quarter, None] + kz, 0)
+                    at = np.where(inside, source[column, quarter, None] + kz, 0)
                     data = summed(start, np.where(inside, values[h, r, at], 0), w)
                     slabs[d, :, h, 0] += data.real
                     slabs[d, :, h, 1] += data.imag

@@ -140,14 +140,17 @@ class DeviceProjector:
         return self._forward[key]
 
     def _sources(self, psis: np.ndarray) -> tuple:
-        """For every angle and patch of 2 × 2 columns of the cylinder, what bears on it: ranges `(angles, patches² + 1)` of a
-        list of columns of the half-ball, of which the first voxel in a row of each quarter turn, how many voxels, and the
-        weights for each of the four."""
+        """What bears on the patches of 2 × 2 columns of the cylinder, for every angle; see `twins.spin_adjoint`.
+
+        For each tile of patches, ranges `(angles, tiles + 1)` of a list of columns of the half-ball: the first voxel in a row
+        of each quarter turn, how many voxels. For each patch, ranges `(angles, patches² + 1)` of a list of entries: number
+        among the tile's columns, weights for each of the four.
+        """
         key = tuple(psis.tolist())
         if key not in self._backward:
             xp, put, p = self.device.xp, self.device.put, self.projector
             first, taps = self._taps(psis)
-            n_disc, patches = len(p.disc), self.patches**2
+            n_disc, patches, tiles = len(p.disc), self.patches**2, self.patches**2 // TILE**2
             y, x = first // p.width, first % p.width
             y = y[:, :, None, None] + put(np.arange(TAPS))[:, None]
             x = x[:, :, None, None] + put(np.arange(TAPS))
@@ -157,11 +160,21 @@ class DeviceProjector:
             some, number = xp.unique(pair.ravel(), return_inverse=True)
             weights = xp.zeros((len(some), 4), p.dtype)
             weights[number.ravel(), (y % 2 * 2 + x % 2).ravel()] = weight.ravel()
-            ends = put(np.arange(len(key))[:, None] * patches + np.arange(patches + 1))
-            start = xp.searchsorted(some, ends.ravel() * n_disc).reshape(ends.shape)
-            column = some % n_disc
+            in_tile = some // n_disc // TILE**2 * n_disc + some % n_disc
+            listed, place = xp.unique(in_tile, return_inverse=True)
+
+            def ranges(values: Any, each: int) -> Any:
+                """Where in sorted `values` those of each number begin, `(angles, each + 1)` int32."""
+                ends = put(np.arange(len(key))[:, None] * each + np.arange(each + 1))
+                return xp.searchsorted(values, ends.ravel() * n_disc).reshape(ends.shape).astype(np.int32)
+
+            tile_start = ranges(listed, tiles)
+            entry = place.ravel() - tile_start[:, :-1].ravel()[in_tile // n_disc]
+            column = listed % n_disc
             starts, counts = put(np.ascontiguousarray(self._start[self._column_of].T)), put(self._count)
-            self._backward[key] = (start.astype(np.int32), starts[column], counts[column], weights)
+            self._backward[key] = (
+                tile_start, starts[column], counts[column], ranges(some, patches), entry.astype(np.int32), weights,
+            )  # fmt: skip
         return self._backward[key]
 
     def _patch(self, y: Any, x: Any) -> Any:

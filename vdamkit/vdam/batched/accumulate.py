@@ -14,7 +14,7 @@ from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Rows, turns_of
 from vdamkit.vdam.batched.posterior import Significant
 
-ROWS = 16  # that one block of threads takes one after the other
+ROWS = 4  # that one block of threads takes one after the other: few, so that what blocks share stays in the cache
 
 
 def accumulate(
@@ -95,7 +95,7 @@ class Members:
         """Sums over the members of a piece's rows, whose rotations are `rotated` `(rows, n)`."""
         device, real, batch = self.engine.device, self.engine.real, self.batch
         xp, (n_rows, n) = device.xp, rotated.shape
-        rows_at_once = max(ROWS, n_optics)  # of which sums of noise take no more memory than the rows themselves
+        rows_at_once = max(ROWS, -(-n_optics // 4))  # of which sums of noise take no more memory than residuals
         blocks = -(-n_rows // rows_at_once)
         out = RowSums(
             xp.empty((2, n_rows, n), rotated.dtype), xp.empty((2, n_rows, n), real), xp.zeros((blocks, n_optics, n), real),

@@ -91,7 +91,7 @@ class Engine:
 
     def rows_at_once(self, n_voxels: int) -> int:
         """Rotated references of a piece, with residuals and weights of two halves: what a fifth of the room holds."""
-        return max(1, int(0.2 * self.device.room / (self.real.itemsize * 10 * n_voxels)))
+        return max(1, int(0.2 * self.device.room / (self.real.itemsize * 12 * n_voxels)))
 
     def dense_at_once(self, n_voxels: int, n_rows: int, n_shifts: int) -> int:
         """Particles whose every rotation × shift is scored in one product: what a fifth of the room holds."""
