@@ -198,7 +198,7 @@ class CudaKernels:
         real, at_once = entry_weight.dtype, 8 if entry_weight.dtype == np.float32 else 4  # KZ
         side = round((patch_start.shape[1] - 1) ** 0.5)
         self._run(
-            "spin_adjoint", real, (len(slabs) * (tile_start.shape[1] - 1), 2, -(-depth // at_once)), values, weights,
+            "spin_adjoint", real, (len(slabs) * (tile_start.shape[1] - 1) * -(-depth // at_once), 2), values, weights,
             spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
             real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
             np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once,

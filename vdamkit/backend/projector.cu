@@ -123,9 +123,10 @@ extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL*
   if (i >= n_points) return;
   int at[3] = {points[i], points[n_points + i], points[2 * n_points + i]};
   double sum[2][3] = {};
-  long long cells = (long long)width * width * depth;
-  for (int d = 0; d < n_directions; d++) {
+  const Four* slab = (const Four*)slabs;
+  for (int d = 0; d < n_directions; d++, slab += 2LL * width * width * depth) {
     const REAL* t = turns + 9 * d;
+    REAL part[2][3] = {};
     REAL scale = 1 / (t[0] * t[0] + t[1] * t[1] + t[2] * t[2]);  // a turn times the padding
     REAL x = floor((t[0] * at[0] + t[1] * at[1] + t[2] * at[2]) * scale);  // in the cylinder's frame
     REAL y = floor((t[3] * at[0] + t[4] * at[1] + t[5] * at[2]) * scale);
@@ -143,16 +144,16 @@ extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL*
       if (side < 0 || 2 * abs(u[0]) >= width || 2 * abs(u[1]) >= width || abs(u[2]) >= depth) continue;
       for (int sign = u[2] < 0 ? -1 : 1; sign >= (u[2] > 0 ? 1 : -1); sign -= 2) {  // both in the plane z = 0
         if (sign < 0 && side == 0) continue;
-        long long cell = ((long long)(sign * u[1] + width / 2) * width + sign * u[0] + width / 2) * depth + sign * u[2];
-        const Four* from = (const Four*)slabs + 2 * (d * cells + cell);
+        int cell = ((sign * u[1] + width / 2) * width + sign * u[0] + width / 2) * depth + sign * u[2];
         for (int h = 0; h < 2; h++) {
-          Four value = from[h];
-          sum[h][0] += w * value.of[0];
-          sum[h][1] += sign * w * value.of[1];
-          sum[h][2] += w * value.of[2];
+          Four value = slab[2 * cell + h];
+          part[h][0] += w * value.of[0];
+          part[h][1] += sign * w * value.of[1];
+          part[h][2] += w * value.of[2];
         }
       }
     }
+    for (int j = 0; j < 6; j++) sum[j / 3][j % 3] += part[j / 3][j % 3];
   }
   long long to = ((long long)(at[2] + half_width) * (2 * half_width + 1) + at[1] + half_width) * (half_width + 2) + at[0];
   for (int j = 0; j < 6; j++) sums[j * (long long)size + to] += sum[j / 3][j % 3];
@@ -201,8 +202,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ)
                  int depth, int width, int n_voxels, int n_rows, REAL* __restrict__ slabs) {
   __shared__ COMPLEX data[COLUMNS * KZ];
   __shared__ REAL heavy[COLUMNS * KZ];
-  int across = side / TILE, tiles = across * across, tile = blockIdx.x % tiles, d = blockIdx.x / tiles;
-  int h = blockIdx.y, low = blockIdx.z * KZ, z = threadIdx.x % KZ, within = threadIdx.x / KZ, kz = low + z;
+  int across = side / TILE, tiles = across * across, layers = (depth + KZ - 1) / KZ;
+  int low = blockIdx.x % layers * KZ, tile = blockIdx.x / layers % tiles, d = blockIdx.x / layers / tiles, h = blockIdx.y;
+  int z = threadIdx.x % KZ, within = threadIdx.x / KZ, kz = low + z;
   REAL sum[4][3] = {};
   for (int s = spin_start[d]; s < spin_start[d + 1]; s++) {
     const int* mine = spins + 6LL * s;

@@ -17,7 +17,7 @@ from vdamkit.backend.device import Device
 from vdamkit.backend.twins import KZ_BITS, TILE
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 
-UNASKED = 2**26  # bytes
+UNASKED = 2**28  # bytes, until memory ran out once
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ class DeviceProjector:
     def _directions_at_once(self, turns: Turns, numbers: int) -> int:
         """Cylinders of so many numbers a voxel that a twentieth of the room holds; all, where they need next to nothing."""
         each, wanted = numbers * self.projector.dtype.itemsize * self.slab_size, len(turns.tilts)
-        if wanted * each <= UNASKED:  # to ask a device for its free memory takes it as long as to turn them
+        if (
+            wanted * each <= UNASKED >> self.device.halvings
+        ):  # to ask a device for its free memory takes it as long as to turn them
             return max(1, wanted)
         return int(np.clip(self.device.room // 20 // each, 1, 4096))
 

@@ -14,7 +14,7 @@ from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Rows, turns_of
 from vdamkit.vdam.batched.posterior import Significant
 
-ROWS = 4  # that one block of threads takes one after the other: few, so that what blocks share stays in the cache
+ROWS = 2  # that one block of threads takes one after the other: few, so that what blocks share stays in the cache
 
 
 def accumulate(
