@@ -4,9 +4,9 @@
 // chance decides: the one scatter adds whole numbers, so a run repeats bit for bit.
 
 #define THREADS 256
-#define KZ_BITS 10  // of a voxel's cell, see twins.py
-#define TILE 8        // patches along a side, see twins.py
-#define COLUMNS 400   // of the half-ball, at most, that bear on a tile: lattice points in a square of side 2 TILE + 3
+#define KZ_BITS 10   // of a voxel's cell, see twins.py
+#define TILE 8       // patches along a side, see twins.py
+#define COLUMNS 400  // of the half-ball, at most, that bear on a tile: lattice points in a square of side 2 TILE + 3
 #ifdef SINGLE
 #define KZ 8  // voxels of a column that a block takes: what the memory shared by its threads holds
 #else

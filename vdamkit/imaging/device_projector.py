@@ -17,7 +17,7 @@ from vdamkit.backend.device import Device
 from vdamkit.backend.twins import KZ_BITS, TILE
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 
-UNASKED = 2**28  # bytes, until memory ran out once
+UNASKED = 2**28  # bytes taken without a look at the free memory, which takes longer than some work; fewer once it ran out
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,7 @@ class DeviceProjector:
     def _directions_at_once(self, turns: Turns, numbers: int) -> int:
         """Cylinders of so many numbers a voxel that a twentieth of the room holds; all, where they need next to nothing."""
         each, wanted = numbers * self.projector.dtype.itemsize * self.slab_size, len(turns.tilts)
-        if (
-            wanted * each <= UNASKED >> self.device.halvings
-        ):  # to ask a device for its free memory takes it as long as to turn them
+        if wanted * each <= UNASKED >> self.device.halvings:
             return max(1, wanted)
         return int(np.clip(self.device.room // 20 // each, 1, 4096))
 

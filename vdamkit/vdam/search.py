@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vdamkit.vdam.start import Particles
 
 COSTLY_PASS = 5e9  # FLOP per particle of a full coarse pass beyond which most mini-batches search locally, on a CPU
-COSTLY_ON_DEVICE = 1e10  # the same on a GPU, which does the product faster than lists of neighbourhoods are made
+COSTLY_ON_DEVICE = 2e10  # the same on a GPU, which does the product faster than lists of neighbourhoods
 KEPT_BYTES = 400 * 2**20  # of the last level's rotated references, kept for the M-step
 
 
