@@ -150,7 +150,7 @@ def test_half_fsc_is_that_of_the_moments():
 
 def test_resolution_statistics():
     weight = np.linspace(5, 1, HALF)
-    tau2, ratio = resolution_statistics(MAP, weight, 4.0, RADIUS)
+    tau2, ratio = resolution_statistics(update(transforms(0)).power, weight, 4.0)
     P2 = np.abs(map_to_fourier(MAP)) ** 2
     for s in range(RADIUS):
         at = INSIDE & (GRID.shell == s)

@@ -95,12 +95,12 @@ def _maximise(
             continue
         gradients_of = half_gradients_on_device if backend.on_device else half_gradients
         gradients = gradients_of(projector.grid, sums.cubes[k], search.symmetry, radius, backend)
-        updated["tau2"][k], updated["data_vs_prior"][k] = resolution_statistics(state.maps[k], gradients.weight[0], T, radius)
         result = vdam_update(
             state.maps[k].astype(np.float64), state.moment1[k], state.moment2[k], gradients, radius=radius,
             step=eta * (1 - np.exp(-(3 * classes + 10) * state.class_probability[k])), T=T,
             momentum=settings.momentum, second_momentum=settings.second_momentum,
         )  # fmt: skip
+        updated["tau2"][k], updated["data_vs_prior"][k] = resolution_statistics(result.power, gradients.weight[0], T)
         updated["maps"][k] = apply_solvent(result.map, settings.solvent, settings.mask_diameter / (2 * px))
         updated["moment1"][k], updated["moment2"][k] = result.moment1, result.moment2
         updated["wiener"][k], updated["half_fsc"][k] = result.wiener, result.half_fsc

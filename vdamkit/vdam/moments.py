@@ -143,6 +143,7 @@ class Update:
     moment2: np.ndarray
     wiener: np.ndarray  # (N//2 + 1,)
     half_fsc: np.ndarray  # (N//2 + 1,)
+    power: np.ndarray  # (N//2 + 1,) mean |P|² of the map before, by shell
 
 
 def vdam_update(
@@ -186,7 +187,7 @@ def vdam_update(
     new = np.zeros(moment2.shape, np.complex128)
     new.reshape(-1)[inside.at] = P + step * (factor * g - (1 - factor) * P)
     new_map = soften_corners(fourier_to_map(new))
-    return Update(new_map, new1, new2, f, points_fsc(inside, m0, m1))
+    return Update(new_map, new1, new2, f, points_fsc(inside, m0, m1), inside.means(np.abs(P) ** 2))
 
 
 def apply_solvent(volume: np.ndarray, how: str, mask_radius: float) -> np.ndarray:
@@ -200,12 +201,11 @@ def apply_solvent(volume: np.ndarray, how: str, mask_radius: float) -> np.ndarra
     return np.maximum(volume, 0) if how == "mask+non-negative" else volume
 
 
-def resolution_statistics(volume: np.ndarray, weight: np.ndarray, T: float, radius: int) -> tuple[np.ndarray, np.ndarray]:
+def resolution_statistics(power: np.ndarray, weight: np.ndarray, T: float) -> tuple[np.ndarray, np.ndarray]:
     """tau2 (``mean |P|² / 2``) and data_vs_prior (``T tau2 × mean weight of half 0``) by shell, `(N//2 + 1,)` each.
 
-    `weight` `(N//2 + 1,)`: of half 0. Source: RELION backprojector.cpp:updateSSNRarrays; without avgctf2, since the weight
-    holds CTF²/σ² already.
+    `power` `(N//2 + 1,)`: mean |P|² of the map before the update, by shell; `weight` likewise, of half 0. Source: RELION
+    backprojector.cpp:updateSSNRarrays; without avgctf2, since the weight holds CTF²/σ² already.
     """
-    grid = fourier_grid(volume.shape[0])
-    tau2 = grid.shell_means(np.abs(map_to_fourier(volume)) ** 2, radius) / 2
+    tau2 = power / 2
     return tau2, T * tau2 * weight

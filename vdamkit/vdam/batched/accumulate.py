@@ -77,6 +77,7 @@ class Members:
 
     @classmethod
     def of(cls, engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows) -> Members:
+        """Those that the search found significant; `rows`: the rotations among them, of which each entry's row is taken."""
         search, put = engine.search, engine.put
         order = np.argsort(rows.of_entry, kind="stable")
         particle = found.entries.particle[order]
