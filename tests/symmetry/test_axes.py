@@ -66,11 +66,11 @@ def test_copies_about_an_axis_are_the_copies_turned_by_its_rotations():
     copies = TurnedCopies(volume, 0.4 * 48, 13)
     axis, other = rotation[2], rotation[0]
     for direction, fits in ((axis, True), (other, False)):
-        found = copies.about(direction, [72.0, 144.0])
+        (found,) = copies.about(direction[None], copies.turns([72.0, 144.0]))
         turned = [copies.best(Rotation.from_rotvec(np.radians(a) * direction).as_matrix())[0] for a in (72, 144)]
         np.testing.assert_allclose(found, turned, atol=0.03)
         assert (min(found) > 0.6) if fits else (max(found) < 0.6), found
-    np.testing.assert_allclose(copies.about(axis, [360.0]), 1, atol=1e-3)
+    np.testing.assert_allclose(copies.about(axis[None], copies.turns([360.0])), 1, atol=1e-3)
     assert copies.best(np.eye(3))[0] == pytest.approx(1, abs=1e-5)
 
 

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import healpix
 import numpy as np
 import scipy.fft
+import scipy.sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
@@ -33,6 +35,7 @@ SMALL_BOX = 2.3  # px of the search's box per shell
 TURNS = 2  # turns per axis that are scored, at least
 KEPT = 8  # arrangements that go on to be refined
 APART = 10.0  # degrees between them
+AXES_AT_ONCE = 16  # that one worker takes at a time
 REACH = 0.2  # of the box, how far a centre's shift may reach
 
 
@@ -147,20 +150,25 @@ class TurnedCopies:
         power = [float(ball.weight @ np.abs(values) ** 2) for values in (self._unturned, turned)]
         return float(value[place] / (2 * np.sqrt(power[0] * power[1]))), shift * self.px
 
-    def about(self, axis: np.ndarray, angles: Sequence[float]) -> list[float]:
-        """Correlation with copies turned by `angles` (degrees) about an axis (3,) xyz, each at its best shift.
+    def turns(self, angles: Sequence[float]) -> Any:
+        """What :meth:`about` needs of some angles, degrees: the projector's spins by 0 and by each of them, as one matrix."""
+        return scipy.sparse.vstack([self._projector.spin_matrix(angle)[0] for angle in (0.0, *angles)], format="csr")
+
+    def about(self, axes: np.ndarray, turns: Any) -> np.ndarray:
+        """Correlation with copies turned about axes (m, 3) xyz, each at its best shift: `(m, angles)` of :meth:`turns`.
 
         An axis through a point c shifts a copy by (1 - h) c, which is perpendicular to it. So in the axis's frame, where every
         turn is one of the projector's spins, correlations are summed along z and the shifts have two coordinates.
         """
-        projector = self._projector
-        slab = projector.tilt(self._reference, *projector.tilt_operators(_from_z(axis).T[None]))
-        columns = [(projector.spin_matrix(angle)[0] @ slab).view(np.complex64) for angle in (0.0, *angles)]
-        first = self._weight * columns[0].conj()
-        sums = np.stack([np.einsum("ck,ck->c", first, turned) for turned in columns], 1)
-        power = [np.einsum("ck,ck->", self._weight, np.abs(turned) ** 2) for turned in columns]
-        best = (self._waves @ sums[:, 1:]).real.max(0)
-        return (best / np.sqrt(power[0] * np.array(power[1:]))).tolist()
+        tilts = self._projector.tilt_operators(np.stack([_from_z(axis).T for axis in axes]))
+        return np.array([self._in_frame(self._projector.tilt(self._reference, tilt), turns) for tilt in tilts])
+
+    def _in_frame(self, slab: np.ndarray, turns: Any) -> np.ndarray:
+        """:meth:`about` for the cylinder of one axis."""
+        columns = (turns @ slab).view(np.complex64).reshape(-1, *self._weight.shape)  # unturned, then by each angle
+        sums = np.einsum("ck,ack->ca", self._weight * columns[0].conj(), columns[1:])
+        power = np.einsum("ck,ack->a", self._weight, columns.real**2 + columns.imag**2)
+        return (self._waves @ sums).real.max(0) / np.sqrt(power[0] * power[1:])
 
     def centre(self, turn: np.ndarray, elements: np.ndarray) -> np.ndarray:
         """The point (px from the box centre) about which an arrangement's turns fit best: (1 - h) c = shift, least squares.
@@ -188,7 +196,9 @@ def axis_scores(copies: TurnedCopies, folds: Iterable[int], *, quick: bool = Fal
     turns = {fold: [Fraction(k, fold) for k in ([primitive_turn(fold)] if quick else turns_of(fold))] for fold in folds}
     parts = sorted({part for several in turns.values() for part in several})  # a half turn serves 2, 4 and 6 alike
     angles = [360 * float(part) for part in parts]
-    table = np.array(get_backend().map(lambda axis: copies.about(axis, angles), axis_grid(), at_once=8))
+    spins, grid = copies.turns(angles), axis_grid()
+    some = np.array_split(grid, len(grid) // AXES_AT_ONCE)
+    table = np.concatenate(get_backend().map(lambda axes: copies.about(axes, spins), some))
     return {fold: table[:, [parts.index(part) for part in several]].mean(1) for fold, several in turns.items()}
 
 

@@ -37,6 +37,7 @@ POINTS = (2_500, 5_000)  # voxels, about, at which maps are compared in the coar
 STARTS = 2  # arrangements of a group that are refined
 AROUND = 2.5  # degrees between the two-fold axes of a dihedral group that are tried about its main axis
 CLOSE = 0.5  # of the way from chance to the best: from here a group is refined further
+FEW = 6  # folds that are too few to tell what chance gives
 SUPPORTED, REFUTED = 0.8, 0.55  # of that way: above, a group fits as the best does; below, it does not
 NONE, SOME = 0.3, 0.45  # of the way from chance to perfect agreement: below, the map has no symmetry; above, it has one
 ROUND = 0.65  # chance that says the map is nearly round about an axis: every turn about it fits, and little tells them apart
@@ -175,35 +176,41 @@ class _Fits:
         folds |= {int(group[1:]) for group in groups if group[0] == "D"}
         scan = axis_scores(copies, folds, quick=True)
         run = get_backend().map
-        single = {fold: run(lambda turn, fold=fold: self._refined(f"C{fold}", turn), arrangements(f"C{fold}", scan)[:STARTS])
-                  for fold in sorted(folds)}  # fmt: skip
+        starts = [(fold, turn) for fold in sorted(folds) for turn in arrangements(f"C{fold}", scan)[:STARTS]]
+        single: dict[int, list] = {fold: [] for fold in folds}
+        for (fold, _), found in zip(starts, run(lambda start: self._refined(f"C{start[0]}", start[1]), starts), strict=True):
+            single[fold].append(found)
+        likely = _above_chance({fold: max(value for value, _ in found) for fold, found in single.items()})
 
         def best_of(group: str) -> tuple:
+            refine = all(axis.fold in likely for axis in axes_of(group))
             if group[0] == "C":
                 found = single[int(group[1:])]
             elif group[0] == "D":
-                found = [self._dihedral(group, pose) for _, pose in single[int(group[1:])]]
+                found = [self._dihedral(group, pose, refine) for _, pose in single[int(group[1:])]]
             else:
-                found = [self._refined(group, turn) for turn in arrangements(group, scan)[:STARTS]]
+                found = [self._refined(group, turn, refine) for turn in arrangements(group, scan)[:STARTS]]
             return max(found, key=lambda item: item[0])[1]
 
         return dict(zip(groups, run(best_of, groups), strict=True))
 
-    def _refined(self, group: str, turn: np.ndarray) -> tuple[float, tuple]:
+    def _refined(self, group: str, turn: np.ndarray, refine: bool = True) -> tuple[float, tuple]:
         """Likeness and pose after a coarse refinement from an orientation `turn` (from the setting into the map)."""
         copies, elements = self._copies, elements_for(group)
         coarse = Likeness(copies.map, copies.mask, elements, order=1, points=POINTS[0])
-        rotation, centre = coarse.refine(turn.T, copies.centre(turn, elements) / copies.px, group)
+        rotation, centre = turn.T, copies.centre(turn, elements) / copies.px
+        if refine:
+            rotation, centre = coarse.refine(rotation, centre, group)
         return coarse(rotation, centre), (rotation, centre * copies.px)
 
-    def _dihedral(self, group: str, main: tuple) -> tuple[float, tuple]:
+    def _dihedral(self, group: str, main: tuple, refine: bool) -> tuple[float, tuple]:
         """A dihedral group about a main axis: two-fold axes are tried all around it."""
         fold = int(group[1:])
         flip = np.diag([1.0, -1, -1])
         around = np.arange(0, 180 / fold, AROUND)
         turns = main[0].T @ euler_to_matrix(np.stack([-around, 0 * around, 0 * around], -1))
         values = [self._copies.best(turn @ flip @ turn.T)[0] for turn in turns]
-        return self._refined(group, turns[int(np.argmax(values))])
+        return self._refined(group, turns[int(np.argmax(values))], refine)
 
     def weakest(self, poses: dict[str, tuple], finest: int) -> dict[str, np.ndarray]:
         """FSC with the copy turned by each group's least fitting turn, `(N//2 + 1,)`."""
@@ -248,6 +255,13 @@ class _Fits:
         top = max(curves.values(), key=lambda curve: curve[1 : self._band + 1].mean())
         last = max(4, min(finest, int(np.flatnonzero(np.append(top[1:], -1) < 0.3)[0])))
         return curves, poses, last
+
+
+def _above_chance(likeness: dict[int, float]) -> set[int]:
+    """The folds whose best single axis stands out from chance. A group with an axis of another fold fits no better than that
+    axis does, so there is no need to refine it."""
+    best, chance = max(likeness.values()), float(np.median(list(likeness.values())))
+    return {fold for fold, value in likeness.items() if len(likeness) < FEW or value >= chance + CLOSE * (best - chance)}
 
 
 def _chance(scores: dict[str, float]) -> float:
