@@ -47,6 +47,15 @@ def test_a_screen_that_does_not_answer_is_not_used(bare, monkeypatch):
     assert found.kind == "k3d" and "cannot draw" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("renderer", "software"), [("llvmpipe (LLVM 15.0.6, 256 bits)", True), ("NVIDIA RTX A2000/PCIe/SSE2", False)]
+)
+def test_it_is_known_whether_a_gpu_draws(bare, monkeypatch, renderer, software):
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(display, "qt_renderer", lambda: renderer)
+    assert find_display() == Display("napari", "", software)
+
+
 def test_another_word_is_refused(bare):
     with pytest.raises(ValueError, match="one of napari, k3d, pictures"):
         find_display("chimerax")

@@ -4,11 +4,13 @@ import io
 
 import numpy as np
 import pytest
-from hand import BOX, PIXEL, check_hand, hand_layers, hand_maps
+from hand import BLOBS, BOX, PIXEL, check_hand, hand_layers, hand_maps
 from matplotlib.image import imread
 
 from vdamkit.notebook.figures import png
 from vdamkit.notebook.layers import (
+    LIGHT,
+    as_surfaces,
     colour_values,
     lattice_layers,
     layers_for,
@@ -52,6 +54,24 @@ def test_a_pose_worked_out_by_hand():
     points, vectors = particle_layers(particles, poses_of([[0, 90, 0]], [[10.0, 0, 0]]), "T", length=50)
     np.testing.assert_allclose(points[0], [[300, 190, 100]], atol=1e-9)  # zyx
     np.testing.assert_allclose(vectors[0][0], [[300, 190, 100], [0, -50, 0]], atol=1e-9)
+
+
+def test_maps_as_surfaces_lie_where_the_maps_cross_their_thresholds():
+    """Each blob of the hand becomes a closed surface about its centre, brightest towards the lamp; a flat map is left out."""
+    layers = hand_layers()
+    blobs = as_surfaces(layers)
+    assert [options["name"] for _, options, _ in blobs] == [options["name"] for _, options, _ in layers]
+    for (_, image, _), (data, options, kind), (centre, size) in zip(layers, blobs, BLOBS, strict=True):
+        points, faces, brightness = zyx(data[0]), data[1], data[2]
+        assert kind == "surface" and options["colormap"] == image["colormap"]
+        radius = size / 1.5 * np.sqrt(2 * np.log(1 / image["iso_threshold"]))  # where a Gaussian of height 1 crosses it
+        np.testing.assert_allclose(np.linalg.norm(points - centre, axis=1), radius, atol=0.1 * PIXEL)
+        edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+        assert (np.unique(edges, axis=0, return_counts=True)[1] == 2).all(), "every edge belongs to two triangles"
+        np.testing.assert_allclose(brightness, 0.5 + 0.4 * (points - centre) @ LIGHT / radius, atol=0.03)
+    flat = (np.zeros((8, 8, 8), np.float32), layers[0][1], "image")
+    points = (np.zeros((1, 3)), {"name": "particles"}, "points")
+    assert as_surfaces([flat, points]) == [points]
 
 
 def test_orientations_are_the_third_column_of_the_rotation():

@@ -114,6 +114,7 @@ def test_napari_on_a_virtual_screen(cells, star):
     assert "virtual" in printed and kernel.run("print(view.display.kind)")[0] == "napari\n"
     (picture,) = pictures(shown)
     assert 0.02 < share(picture) < 0.8
+    assert kernel.run("print({layer._type_string for layer in view.scene.viewer.layers})")[0] == "{'surface'}\n"
     # it follows the run: another picture takes the place of the first
     _, again, _ = kernel.run("import asyncio\njob.change(T=1)\njob.run(1)\nawait asyncio.sleep(2)")
     later = pictures(again)

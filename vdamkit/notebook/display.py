@@ -18,8 +18,11 @@ from qtpy.QtGui import QOffscreenSurface, QOpenGLContext
 app = QApplication(sys.argv[:1])
 context, surface = QOpenGLContext(), QOffscreenSurface()
 surface.create()
-sys.exit(0 if context.create() and context.makeCurrent(surface) else 3)
+if not (context.create() and context.makeCurrent(surface)):
+    sys.exit(3)
+print(context.functions().glGetString(0x1F01))  # GL_RENDERER
 """
+SOFTWARE = ("llvmpipe", "softpipe", "swrast", "swiftshader")  # what OpenGL without a GPU calls itself
 SCREEN = "1400x900x24"
 
 
@@ -29,6 +32,7 @@ class Display:
 
     kind: str
     reason: str
+    software: bool = False  # whether napari draws there without a GPU
 
 
 def installed(*modules: str) -> bool:
@@ -36,13 +40,17 @@ def installed(*modules: str) -> bool:
     return all(importlib.util.find_spec(name) is not None for name in modules)
 
 
-def qt_works(timeout: float = 40.0) -> bool:
-    """Whether a child process with this one's environment can open a Qt application with OpenGL."""
+def qt_renderer(timeout: float = 40.0) -> str | None:
+    """What draws in a Qt application with OpenGL that has this process's environment; None where there can be none."""
     try:
-        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=timeout, check=False)
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _in_software(renderer: str) -> bool:
+    return any(name in renderer.lower() for name in SOFTWARE)
 
 
 def has_screen() -> bool:
@@ -122,11 +130,14 @@ def find_display(wanted: str | None = None) -> Display:
     if not installed("napari", "qtpy"):
         return Display(inline, f"napari is not installed (pip install 'vdamkit[viewer]'): {instead} instead.")
     if has_screen():
-        if qt_works():
-            return Display("napari", "")
+        renderer = qt_renderer()
+        if renderer is not None:
+            return Display("napari", "", _in_software(renderer))
         return Display(inline, f"the screen here cannot draw a Qt window with OpenGL: {instead} instead of napari.")
     if start_virtual_screen():
-        if qt_works():
-            return Display("napari", "no screen here: napari draws on a virtual one (Xvfb) and leaves pictures.")
+        renderer = qt_renderer()
+        if renderer is not None:
+            reason = "no screen here: napari draws on a virtual one (Xvfb) and leaves pictures."
+            return Display("napari", reason, _in_software(renderer))
         return Display(inline, f"no screen here, and Qt does not work on a virtual one: {instead} instead of napari.")
     return Display(inline, f"no screen and no Xvfb here: {instead} instead of napari.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vdamkit.notebook.figures import new_figure, styled
-from vdamkit.notebook.layers import LIGHT, LayerData, isosurface, zyx
+from vdamkit.notebook.layers import LIGHT, LayerData, lit_surface, zyx
 from vdamkit.picture import GREY
 
 SEEN_ALONG = {"z": (0, 1, 2), "y": (0, 2, 1), "x": (1, 2, 0)}
@@ -54,15 +54,10 @@ class Mesh:
 
 def _mesh_of_image(data: np.ndarray, options: dict, view: tuple, sign: float) -> Mesh:
     """The isosurface of a map, lit from where the viewer stands."""
-    from vdamkit.compare import resample
-
-    fine = resample(data, 2.0, 1.0, 2 * len(data)) - options["iso_threshold"]  # twice as fine: smooth triangles
-    vertices, faces, normals = isosurface(fine)
-    points = (vertices - fine.shape[0] // 2) / 2 * options["scale"][0]
     lamp = np.empty(3)
     lamp[list(view)] = LIGHT * [1, 1, sign]
     colormap = options.get("colormap", "gray")
-    return Mesh(points, faces, 0.5 + 0.4 * (normals @ lamp), colormap["colors"][-1] if isinstance(colormap, dict) else "white")
+    return Mesh(*lit_surface(data, options, lamp), colormap["colors"][-1] if isinstance(colormap, dict) else "white")
 
 
 def _mesh_of_surface(data: tuple, options: dict, view: tuple, sign: float) -> Mesh:

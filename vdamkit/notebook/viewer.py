@@ -11,7 +11,7 @@ from typing import Any
 
 from vdamkit.notebook.display import find_display
 from vdamkit.notebook.figures import png
-from vdamkit.notebook.layers import LayerData, layers_for
+from vdamkit.notebook.layers import LayerData, as_surfaces, layers_for
 from vdamkit.notebook.loop import Loop
 from vdamkit.notebook.static_view import static_figure
 
@@ -22,13 +22,17 @@ CLOSER = 1.25  # than napari places its camera on a map: a particle does not fil
 
 
 class NapariScene:
-    """A napari window and the picture of it."""
+    """A napari window and the picture of it.
+
+    software: whether it is drawn without a GPU; maps are surfaces then.
+    """
 
     interactive = True
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, *, software: bool = False):
         import napari
 
+        self._software = software
         self.viewer = napari.Viewer(title=title, ndisplay=3, show=True)
         self.viewer.theme = "light"
         # x to the right, y up, z towards the viewer: a right hand (napari's own default is a left one for xyz)
@@ -38,6 +42,8 @@ class NapariScene:
 
     def draw(self, layers: list[LayerData]) -> None:
         """Bring the window up to date: data are replaced in place, the camera stays."""
+        if self._software:
+            layers = as_surfaces(layers)
         names = {options["name"] for _, options, _ in layers}
         for layer in [layer for layer in self.viewer.layers if layer.name not in names]:
             self.viewer.layers.remove(layer)
@@ -161,7 +167,8 @@ class View:
         if self.display.kind == "napari":
             os.environ.setdefault("NAPARI_APPLICATION_IPY_INTERACTIVE", "0")
             self._loop.pump_qt()
-        self.scene = SCENES[self.display.kind](f"vdamkit: {view}")
+        extra = {"software": self.display.software} if self.display.kind == "napari" else {}
+        self.scene = SCENES[self.display.kind](f"vdamkit: {view}", **extra)
         self._handle: Any = None
         self._due, self._waiting, self._closed = 0.0, False, False
         self.update()
