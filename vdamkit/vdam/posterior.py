@@ -204,6 +204,7 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     if tilts is not None:
         search.keep(key, union, rows, tilts)
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
+    members = sorted(members, key=lambda member: member[1].mean())  # neighbours have most rows in common
     particles = [i for i, _ in members]
     energy = batch.weight[particles, :n] @ (rows.real**2 + rows.imag**2).T
     phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate([shifts[i] for i in particles])))
