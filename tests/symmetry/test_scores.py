@@ -10,7 +10,7 @@ from vdamkit.notebook.symmetry_figure import symmetry_figure
 from vdamkit.sampling.point_groups import operators
 from vdamkit.symmetry import symmetry_scores
 from vdamkit.symmetry.axes import axes_of, telling_turns
-from vdamkit.symmetry.scores import GROUPS, is_subgroup
+from vdamkit.symmetry.scores import GROUPS, _above_chance, is_subgroup
 
 SMALL = ("C2", "C3", "C4", "C5", "C6", "C7", "D2", "D3", "D6", "O")
 FEW = ("C2", "C3", "C4", "C5", "C6")
@@ -43,6 +43,14 @@ def test_telling_turns_make_up_the_group(group):
                 new.append(matrix)
         assert len(made) <= len(operators(group))
     assert len(made) == len(operators(group))
+
+
+def test_groups_are_refined_whose_axes_stand_out_from_chance():
+    """Of two folds alone nobody knows which one is chance; and a map without symmetry keeps what chance gives best."""
+    by_chance = dict.fromkeys(range(2, 15), 0.4)
+    assert _above_chance(by_chance | {2: 0.9, 3: 0.95, 6: 0.8, 7: 0.6}) == {2, 3, 6}
+    assert _above_chance({2: 0.4, 5: 0.9}) == {2, 5}
+    assert 7 in _above_chance(by_chance | {7: 0.45})
 
 
 @pytest.fixture(scope="module")

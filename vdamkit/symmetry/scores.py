@@ -177,9 +177,8 @@ class _Fits:
         scan = axis_scores(copies, folds, quick=True)
         run = get_backend().map
         starts = [(fold, turn) for fold in sorted(folds) for turn in arrangements(f"C{fold}", scan)[:STARTS]]
-        single: dict[int, list] = {fold: [] for fold in folds}
-        for (fold, _), found in zip(starts, run(lambda start: self._refined(f"C{start[0]}", start[1]), starts), strict=True):
-            single[fold].append(found)
+        refined = run(lambda start: self._refined(f"C{start[0]}", start[1]), starts)
+        single = {fold: [pose for (of, _), pose in zip(starts, refined, strict=True) if of == fold] for fold in folds}
         likely = _above_chance({fold: max(value for value, _ in found) for fold, found in single.items()})
 
         def best_of(group: str) -> tuple:
