@@ -48,7 +48,7 @@ def test_a_screen_that_does_not_answer_is_not_used(bare, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("renderer", "software"), [("llvmpipe (LLVM 15.0.6, 256 bits)", True), ("NVIDIA RTX A2000/PCIe/SSE2", False)]
+    ("renderer", "software"), [("llvmpipe (LLVM 15.0.6, 256 bits)", True), ("NVIDIA RTX A2000/PCIe/SSE2", False), ("", False)]
 )
 def test_it_is_known_whether_a_gpu_draws(bare, monkeypatch, renderer, software):
     monkeypatch.setenv("DISPLAY", ":0")

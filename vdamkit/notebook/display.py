@@ -20,7 +20,8 @@ context, surface = QOpenGLContext(), QOffscreenSurface()
 surface.create()
 if not (context.create() and context.makeCurrent(surface)):
     sys.exit(3)
-print(context.functions().glGetString(0x1F01))  # GL_RENDERER
+if hasattr(context, "functions"):  # PySide has them, PyQt has not
+    print(context.functions().glGetString(0x1F01))  # GL_RENDERER
 """
 SOFTWARE = ("llvmpipe", "softpipe", "swrast", "swiftshader")  # what OpenGL without a GPU calls itself
 SCREEN = "1400x900x24"
@@ -41,16 +42,13 @@ def installed(*modules: str) -> bool:
 
 
 def qt_renderer(timeout: float = 40.0) -> str | None:
-    """What draws in a Qt application with OpenGL that has this process's environment; None where there can be none."""
+    """What draws in a Qt application with OpenGL that has this process's environment, "" where Qt does not say; None where
+    there can be none."""
     try:
         done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=timeout, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _in_software(renderer: str) -> bool:
-    return any(name in renderer.lower() for name in SOFTWARE)
 
 
 def has_screen() -> bool:
@@ -132,12 +130,11 @@ def find_display(wanted: str | None = None) -> Display:
     if has_screen():
         renderer = qt_renderer()
         if renderer is not None:
-            return Display("napari", "", _in_software(renderer))
+            return Display("napari", "", software=any(name in renderer.lower() for name in SOFTWARE))
         return Display(inline, f"the screen here cannot draw a Qt window with OpenGL: {instead} instead of napari.")
     if start_virtual_screen():
-        renderer = qt_renderer()
-        if renderer is not None:
+        if qt_renderer() is not None:
             reason = "no screen here: napari draws on a virtual one (Xvfb) and leaves pictures."
-            return Display("napari", reason, _in_software(renderer))
+            return Display("napari", reason, software=True)
         return Display(inline, f"no screen here, and Qt does not work on a virtual one: {instead} instead of napari.")
     return Display(inline, f"no screen and no Xvfb here: {instead} instead of napari.")
