@@ -27,7 +27,7 @@ display = find_display()
 assert display.kind == "napari" and display.software, display
 scene = NapariScene("hand", software={software})
 if not {software}:
-    scene.viewer.window.resize(760, 420)  # without a GPU each pixel of a volume costs
+    scene.viewer.window.resize(620, 320)  # without a GPU each pixel of a volume costs
 for _ in range(2):  # the second time data take the place of others
     scene.draw(hand_layers())
 assert {{type(layer).__name__ for layer in scene.viewer.layers}} == {{"Surface" if {software} else "Image"}}
