@@ -22,15 +22,18 @@ import sys
 sys.path.insert(0, {here!r})
 from hand import hand_layers
 from vdamkit.notebook.display import find_display
+from vdamkit.notebook.layers import as_surfaces
 from vdamkit.notebook.viewer import NapariScene
 display = find_display()
 assert display.kind == "napari" and display.software, display
-scene = NapariScene("hand", software={software})
-if not {software}:
+scene, layers = NapariScene("hand"), hand_layers()
+if {surfaces}:
+    layers = as_surfaces(layers)
+else:
     scene.viewer.window.resize(620, 320)  # without a GPU each pixel of a volume costs
 for _ in range(2):  # the second time data take the place of others
-    scene.draw(hand_layers())
-assert {{type(layer).__name__ for layer in scene.viewer.layers}} == {{"Surface" if {software} else "Image"}}
+    scene.draw(layers)
+assert {{type(layer).__name__ for layer in scene.viewer.layers}} == {{"Surface" if {surfaces} else "Image"}}
 scene.camera.angles = (0.0, 0.0, 0.0)
 open({out!r}, "wb").write(scene.picture())
 scene.close()
@@ -49,11 +52,11 @@ scene.plot
 
 @pytest.mark.skipif(shutil.which("Xvfb") is None, reason="Xvfb is not installed")
 @pytest.mark.skipif(find_spec("napari") is None or find_spec("qtpy") is None, reason="napari and a Qt are not installed")
-@pytest.mark.parametrize("software", [False, True], ids=["volumes", "surfaces"])
-def test_napari_shows_the_right_hand(tmp_path, software):
+@pytest.mark.parametrize("surfaces", [False, True], ids=["volumes", "surfaces"])
+def test_napari_shows_the_right_hand(tmp_path, surfaces):
     out = tmp_path / "hand.png"
     env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM")}
-    code = NAPARI.format(here=str(HERE), out=str(out), software=software)
+    code = NAPARI.format(here=str(HERE), out=str(out), surfaces=surfaces)
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 0, done.stderr
     check_hand(imread(out))

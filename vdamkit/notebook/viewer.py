@@ -22,17 +22,13 @@ CLOSER = 1.25  # than napari places its camera on a map: a particle does not fil
 
 
 class NapariScene:
-    """A napari window and the picture of it.
-
-    software: whether it is drawn without a GPU; maps are surfaces then.
-    """
+    """A napari window and the picture of it."""
 
     interactive = True
 
-    def __init__(self, title: str, *, software: bool = False):
+    def __init__(self, title: str):
         import napari
 
-        self._software = software
         self.viewer = napari.Viewer(title=title, ndisplay=3, show=True)
         self.viewer.theme = "light"
         # x to the right, y up, z towards the viewer: a right hand (napari's own default is a left one for xyz)
@@ -42,8 +38,6 @@ class NapariScene:
 
     def draw(self, layers: list[LayerData]) -> None:
         """Bring the window up to date: data are replaced in place, the camera stays."""
-        if self._software:
-            layers = as_surfaces(layers)
         names = {options["name"] for _, options, _ in layers}
         for layer in [layer for layer in self.viewer.layers if layer.name not in names]:
             self.viewer.layers.remove(layer)
@@ -167,8 +161,7 @@ class View:
         if self.display.kind == "napari":
             os.environ.setdefault("NAPARI_APPLICATION_IPY_INTERACTIVE", "0")
             self._loop.pump_qt()
-        extra = {"software": self.display.software} if self.display.kind == "napari" else {}
-        self.scene = SCENES[self.display.kind](f"vdamkit: {view}", **extra)
+        self.scene = SCENES[self.display.kind](f"vdamkit: {view}")
         self._handle: Any = None
         self._due, self._waiting, self._closed = 0.0, False, False
         self.update()
@@ -180,8 +173,8 @@ class View:
         session = self.session
         line = session._history.line()
         previous = line[-2].state if len(line) > 1 and self._options["colour"] == "change" else None
-        layers = layers_for(session.state, session.particles, session.settings, previous=previous, **self._options)
-        self.scene.draw(layers[self.view])
+        layers = layers_for(session.state, session.particles, session.settings, previous=previous, **self._options)[self.view]
+        self.scene.draw(as_surfaces(layers) if self.display.software else layers)
         if self._handle is not None:
             self._handle.update(_image(self.scene.picture()))
 
