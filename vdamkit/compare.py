@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
-from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from vdamkit.backend import get_backend
@@ -17,7 +16,7 @@ from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.pose_errors import PoseErrors, pose_errors
-from vdamkit.sampling.euler import rotation_angle
+from vdamkit.sampling.euler import euler_to_matrix, rotation_angle
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.shifts import shift_grid
 
@@ -26,7 +25,7 @@ __all__ = ["Match", "PoseErrors", "align", "mirrored", "moved", "pose_errors", "
 COARSE_BOX = 16  # px, of the maps in the search over all orientations
 COARSE_ORDER = 2  # HEALPix order of that search, 15 degrees
 KEPT = 8  # peaks of the search that are refined
-BATCH = 128  # orientations scored together
+BATCH = 32  # orientations scored together, and their quarter turns
 EDGE_PX = 4.0  # soft edge of the sphere
 
 
@@ -184,7 +183,7 @@ def _sharpest(
     best = max(leading, key=agreement)
     laid = moved(moving, *best)
     curve = fsc(laid, reference, mask)
-    correlation = float(_Score(laid, reference, mask, order=1)(np.zeros(6)))
+    correlation = _Score(laid, reference, mask, order=1).at(np.eye(3), np.zeros(3))
     return Match(
         laid.astype(np.float32), best[0], best[1] * pixel_size, correlation, curve,
         resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror,
@@ -209,7 +208,7 @@ def _whitened(volume: np.ndarray, mask: np.ndarray, band: int) -> np.ndarray:
 
 
 class _Score:
-    """Correlation of a moving map with a reference inside a soft sphere, as a function of six pose parameters."""
+    """Correlation of a moving map with a reference inside a soft sphere, at poses of six parameters."""
 
     def __init__(self, moving: np.ndarray, reference: np.ndarray, mask: np.ndarray, order: int, every: int = 1):
         inside = np.flatnonzero(mask.ravel() > 0.02)[::every]
@@ -218,32 +217,58 @@ class _Score:
         self.points = np.stack(np.unravel_index(inside, mask.shape))[::-1].astype(np.float64) - n // 2  # xyz
         self.weight = mask.ravel()[inside].astype(np.float64) ** 2
         self.weight /= self.weight.sum()
-        target = reference.ravel()[inside]
-        target = target - self.weight @ target
-        self.target = target * self.weight / np.sqrt(self.weight @ target**2)
+        self.target = self._normalised(reference.ravel()[inside])[0]
         self.moving = spline_filter(moving, order=order) if order > 1 else moving
+        frequency = 2j * np.pi * np.fft.fftfreq(n)
+        spectrum = np.fft.fftn(moving)
+        self.slopes = [np.fft.ifftn(spectrum * frequency.reshape(axes)).real for axes in ((1, 1, n), (1, n, 1), (n, 1, 1))]
+
+    def _normalised(self, values: np.ndarray) -> tuple[np.ndarray, float]:
+        """Values of zero mean and unit variance, and the deviation they had."""
+        values = values - self.weight @ values
+        deviation = float(np.sqrt(self.weight @ values**2))
+        return values / max(deviation, 1e-300), deviation
+
+    def _places(self, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        return (rotation.T @ (self.points - shift[:, None]))[::-1] + self.centre
+
+    def _values(self, places: np.ndarray) -> np.ndarray:
+        return map_coordinates(self.moving, places, order=self.order, prefilter=False)
 
     def at(self, rotation: np.ndarray, shift: np.ndarray) -> float:
-        points = rotation.T @ (self.points - shift[:, None])
-        values = map_coordinates(self.moving, points[::-1] + self.centre, order=self.order, prefilter=False)
-        mean = self.weight @ values
-        variance = self.weight @ values**2 - mean**2
-        return float(self.target @ values / np.sqrt(variance)) if variance > 0 else 0.0
+        """Correlation at a pose; shift in px."""
+        return float(self.weight * self.target @ self._normalised(self._values(self._places(rotation, shift)))[0])
 
-    def __call__(self, parameters: np.ndarray, base: np.ndarray | None = None) -> float:
-        turn = Rotation.from_rotvec(parameters[:3]).as_matrix()
-        return self.at(turn if base is None else turn @ base, np.asarray(parameters[3:]))
+    def _step(self, rotation: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Curvature `(6, 6)` and slope `(6,)` of the correlation for small turns (radians) and shifts (px) at a pose."""
+        places = self._places(rotation, shift)
+        now, deviation = self._normalised(self._values(places))
+        slope = rotation @ np.stack([map_coordinates(part, places, order=1) for part in self.slopes])
+        arm = self.points - shift[:, None]
+        change = -np.concatenate([np.cross(arm, slope, axis=0), slope]) / deviation
+        change -= (change @ self.weight)[:, None]
+        change -= (change @ (self.weight * now))[:, None] * now  # brightness and contrast are free
+        return (change * self.weight) @ change.T, change @ (self.weight * (self.target - now))
 
     def refine(self, rotation: np.ndarray, shift: np.ndarray, *, tolerance: float) -> tuple[float, np.ndarray, np.ndarray]:
-        """Best score, rotation and shift (px) near a start."""
-        scale = np.array([0.1, 0.1, 0.1, 1.0, 1.0, 1.0])  # radians, px: one unit of the search each
-
-        def cost(x: np.ndarray) -> float:
-            return -self(np.append(x[:3] * scale[:3], shift + x[3:] * scale[3:]), rotation)
-
-        found = minimize(cost, np.zeros(6), method="Powell", options={"xtol": tolerance, "ftol": 1e-6, "maxiter": 5})
-        turn = Rotation.from_rotvec(found.x[:3] * scale[:3]).as_matrix()
-        return -float(found.fun), turn @ rotation, shift + found.x[3:] * scale[3:]
+        """Best score, rotation and shift (px) near a start, by damped Gauss-Newton steps until they are below `tolerance` (px
+        at 10 px from the centre)."""
+        best, damping = self.at(rotation, shift), 1e-2
+        for _ in range(30):
+            curvature, slope = self._step(rotation, shift)
+            while damping < 1e4:
+                step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
+                turned, moved_to = Rotation.from_rotvec(step[:3]).as_matrix() @ rotation, shift + step[3:]
+                score = self.at(turned, moved_to)
+                if score > best:
+                    break
+                damping *= 8
+            else:
+                break
+            rotation, shift, best, damping = turned, moved_to, score, damping / 4
+            if max(10 * np.linalg.norm(step[:3]), np.linalg.norm(step[3:])) < tolerance:
+                break
+        return best, rotation, shift
 
 
 def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int) -> list[tuple]:
@@ -261,23 +286,39 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
     )
     mask = soft_sphere(small, radius / px, edge=EDGE_PX / px).astype(np.float32)
     g = (g - (mask * g).sum() / mask.sum()) * mask
-    turns = orientation_grid(COARSE_ORDER).rotations(17.0 * (seed + 1) % 15.0)
-    grid = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
-    inside = np.flatnonzero((grid**2).sum(0) < (small / 2) ** 2)
+    grid, perturbation = orientation_grid(COARSE_ORDER), 17.0 * (seed + 1) % 15.0
+    turns = grid.rotations(perturbation)
+    voxels = (np.indices((small,) * 3)[::-1].reshape(3, -1) - small // 2).astype(np.float64)
+    voxels = voxels[:, (voxels**2).sum(0) < (small / 2) ** 2]
+    quarters = _quarter_turns(voxels)
     shifts = shift_grid(np.hypot(min(limit / px, small), 1), 1.0)
-    gs, ms = (_shifted(volume, grid[:, inside] + small // 2, shifts) for volume in (g, mask))
+    gs, ms = (_shifted(volume, voxels + small // 2, shifts) for volume in (g, mask))
 
-    def search(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points = part.swapaxes(1, 2) @ grid[:, inside] + small // 2
-        turned = map_coordinates(f, points[:, ::-1].swapaxes(0, 1), order=1)
+    def search(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Best score of each of some orientations and its quarter turns, and number of its shift, `(4 orientations,)`."""
+        points = turns[some].swapaxes(1, 2) @ voxels + small // 2
+        turned = map_coordinates(f, points[:, ::-1].swapaxes(0, 1), order=1)[:, quarters].reshape(4 * len(some), -1)
         top, sums, squares = turned @ gs, turned @ ms, turned**2 @ ms
         variance = squares - sums**2 / mask.sum()
         value = top / np.sqrt(np.maximum(variance, 1e-3 * variance.max(1, keepdims=True)))
         return value.max(1), value.argmax(1)
 
-    found = get_backend().map(search, [turns[i : i + BATCH] for i in range(0, len(turns), BATCH)])
+    bases = np.flatnonzero(np.arange(len(grid)) % grid.n_psi < grid.n_bases)
+    found = get_backend().map(search, [bases[i : i + BATCH] for i in range(0, len(bases), BATCH)])
     scores, places = (np.concatenate(part) for part in zip(*found, strict=True))
+    turns = turns[(bases[:, None] + grid.n_bases * np.arange(4)).ravel()]
     return _distinct(turns, scores, px * shifts[places])
+
+
+def _quarter_turns(voxels: np.ndarray) -> np.ndarray:
+    """For 0 to 3 quarter turns about z, which of the voxels `(3, n)` xyz each of them shows: `(4, n)`.
+
+    A turned map is only interpolated for a quarter of all psi: the others are the same values in another order.
+    """
+    key = voxels.T @ [1, 1000, 1000**2]
+    order = np.argsort(key)
+    mates = (euler_to_matrix([0, 0, psi]).T @ voxels for psi in (0, 90, 180, 270))
+    return np.stack([order[np.searchsorted(key[order], np.rint(mate.T @ [1, 1000, 1000**2]))] for mate in mates])
 
 
 def _shifted(volume: np.ndarray, at: np.ndarray, shifts: np.ndarray) -> np.ndarray:
