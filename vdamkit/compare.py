@@ -12,6 +12,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from scipy.spatial.transform import Rotation
 
 from vdamkit.backend import get_backend
+from vdamkit.climb import climb, correlation_model, normalised, slopes
 from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
@@ -156,7 +157,7 @@ def align(
         if start is None:
             poses = _coarse(moving, reference, radius_px, limit, seed)
             score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
-            poses = get_backend().map(lambda pose: score.refine(*pose, tolerance=2e-2)[1:], poses)
+            poses = get_backend().map(lambda pose: score.refine(pose, tolerance=2e-2), poses)
         else:
             poses = [(start.rotation, start.shift / pixel_size)]
         every = 1 if start is None else 3  # voxels in a row of which one is compared
@@ -179,11 +180,11 @@ def _sharpest(
     curve = fsc(_turned(moving, *leading[-1]), reference, mask)
     band = int(np.clip(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, n // 6, n // 2 - 1))
     sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3, every=every)
-    leading += get_backend().map(lambda pose: sharp.refine(*pose, tolerance=5e-3)[1:], leading)
+    leading += get_backend().map(lambda pose: sharp.refine(pose, tolerance=5e-3), leading)
     best = max(leading, key=agreement)
     laid = moved(moving, *best)
     curve = fsc(laid, reference, mask)
-    correlation = _Score(laid, reference, mask, order=1).at(np.eye(3), np.zeros(3))
+    correlation = _Score(laid, reference, mask, order=1).at((np.eye(3), np.zeros(3)))
     return Match(
         laid.astype(np.float32), best[0], best[1] * pixel_size, correlation, curve,
         resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror,
@@ -217,58 +218,35 @@ class _Score:
         self.points = np.stack(np.unravel_index(inside, mask.shape))[::-1].astype(np.float64) - n // 2  # xyz
         self.weight = mask.ravel()[inside].astype(np.float64) ** 2
         self.weight /= self.weight.sum()
-        self.target = self._normalised(reference.ravel()[inside])[0]
+        self.target = normalised(reference.ravel()[inside], self.weight)[0]
         self.moving = spline_filter(moving, order=order) if order > 1 else moving
-        frequency = 2j * np.pi * np.fft.fftfreq(n)
-        spectrum = np.fft.fftn(moving)
-        self.slopes = [np.fft.ifftn(spectrum * frequency.reshape(axes)).real for axes in ((1, 1, n), (1, n, 1), (n, 1, 1))]
-
-    def _normalised(self, values: np.ndarray) -> tuple[np.ndarray, float]:
-        """Values of zero mean and unit variance, and the deviation they had."""
-        values = values - self.weight @ values
-        deviation = float(np.sqrt(self.weight @ values**2))
-        return values / max(deviation, 1e-300), deviation
+        self.slopes = slopes(moving)
 
     def _places(self, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
         return (rotation.T @ (self.points - shift[:, None]))[::-1] + self.centre
 
-    def _values(self, places: np.ndarray) -> np.ndarray:
-        return map_coordinates(self.moving, places, order=self.order, prefilter=False)
+    def _copy(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return normalised(map_coordinates(self.moving, places, order=self.order, prefilter=False), self.weight)
 
-    def at(self, rotation: np.ndarray, shift: np.ndarray) -> float:
-        """Correlation at a pose; shift in px."""
-        return float(self.weight * self.target @ self._normalised(self._values(self._places(rotation, shift)))[0])
+    def at(self, pose: tuple[np.ndarray, np.ndarray]) -> float:
+        """Correlation at a pose, a rotation and a shift in px."""
+        return float(self.weight * self.target @ self._copy(self._places(*pose))[0])
 
-    def _step(self, rotation: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Curvature `(6, 6)` and slope `(6,)` of the correlation for small turns (radians) and shifts (px) at a pose."""
+    def _model(self, pose: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        rotation, shift = pose
         places = self._places(rotation, shift)
-        now, deviation = self._normalised(self._values(places))
+        now, deviation = self._copy(places)
         slope = rotation @ np.stack([map_coordinates(part, places, order=1) for part in self.slopes])
-        arm = self.points - shift[:, None]
-        change = -np.concatenate([np.cross(arm, slope, axis=0), slope]) / deviation
-        change -= (change @ self.weight)[:, None]
-        change -= (change @ (self.weight * now))[:, None] * now  # brightness and contrast are free
-        return (change * self.weight) @ change.T, change @ (self.weight * (self.target - now))
+        change = -np.concatenate([np.cross(self.points - shift[:, None], slope, axis=0), slope])
+        return correlation_model(change / deviation, now, self.target, self.weight)
 
-    def refine(self, rotation: np.ndarray, shift: np.ndarray, *, tolerance: float) -> tuple[float, np.ndarray, np.ndarray]:
-        """Best score, rotation and shift (px) near a start, by damped Gauss-Newton steps until they are below `tolerance` (px
-        at 10 px from the centre)."""
-        best, damping = self.at(rotation, shift), 1e-2
-        for _ in range(30):
-            curvature, slope = self._step(rotation, shift)
-            while damping < 1e4:
-                step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
-                turned, moved_to = Rotation.from_rotvec(step[:3]).as_matrix() @ rotation, shift + step[3:]
-                score = self.at(turned, moved_to)
-                if score > best:
-                    break
-                damping *= 8
-            else:
-                break
-            rotation, shift, best, damping = turned, moved_to, score, damping / 4
-            if max(10 * np.linalg.norm(step[:3]), np.linalg.norm(step[3:])) < tolerance:
-                break
-        return best, rotation, shift
+    def refine(self, pose: tuple[np.ndarray, np.ndarray], *, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+        """The best pose near a start; see :func:`vdamkit.climb.climb`."""
+
+        def step(near: tuple[np.ndarray, np.ndarray], by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return Rotation.from_rotvec(by[:3]).as_matrix() @ near[0], near[1] + by[3:]
+
+        return climb(pose, self.at, self._model, step, tolerance=tolerance)[1]
 
 
 def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int) -> list[tuple]:

@@ -210,8 +210,8 @@ def arrangements(group: str, scores: dict[int, np.ndarray]) -> list[np.ndarray]:
     group = parse_symmetry(group)
     axes = axes_of(group)
     if len(axes) == 1:
-        values, turns = scores[axes[0].fold], np.stack([_from_z(u) for u in axis_grid()])
-        return _best_apart(values, turns, lambda a, b: np.degrees(np.arccos(np.clip(abs(a[:, 2] @ b[:, 2]), 0, 1))))
+        between = lambda a, b: np.degrees(np.arccos(np.clip(abs(a @ b), 0, 1)))  # noqa: E731
+        return [_from_z(axis) for axis in _best_apart(scores[axes[0].fold], axis_grid(), between)]
     tree = cKDTree(np.concatenate([axis_grid(), -axis_grid()]))
     turns = orientation_grid(GROUP_ORDER, group).rotations()
     total = np.zeros(len(turns))

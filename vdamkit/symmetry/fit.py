@@ -100,7 +100,7 @@ def _search(volume: np.ndarray, pixel_size: float, group: str, radius_px: float,
 
     def first(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         centre = copies.centre(turn, elements)
-        rotation, centre = coarse.refine(turn.T, centre / copies.px, group)
+        rotation, centre = coarse.refine((turn.T, centre / copies.px), group)
         return rotation, centre * copies.px
 
     poses = get_backend().map(first, arrangements(group, scores))
@@ -119,17 +119,17 @@ def _last_refinement(
     px = n / box  # no detail is lost: the grid is finer than the last shell needs
     fine, mask = shrunk(weighted_shells(volume, weights), box), soft_sphere(box, radius / px, edge=0.06 * box)
 
-    def likeness(elements: np.ndarray, points: int) -> Likeness:
-        return Likeness(fine, mask, elements, order=3, points=points)
-
-    def at_scale(pose: tuple, act) -> tuple[np.ndarray, np.ndarray]:
-        rotation, centre = act(pose[0], pose[1] / px, group)
+    def refined(likeness: Likeness, pose: tuple, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+        rotation, centre = likeness.refine((pose[0], pose[1] / px), group, tolerance=tolerance)
         return rotation, centre * px
 
-    some = likeness(elements_for(group), POINTS[1])
-    poses = [*leading, *get_backend().map(lambda pose: at_scale(pose, some.refine), leading)]
+    some, many = (
+        Likeness(fine, mask, elements, order=3, points=points)
+        for elements, points in ((elements_for(group), POINTS[1]), (elements_for(group, MORE), POINTS[2]))
+    )
+    poses = [*leading, *get_backend().map(lambda pose: refined(some, pose, 2e-2), leading)]
     best = poses[int(np.argmax(get_backend().map(judge, poses)))]
-    return at_scale(best, likeness(elements_for(group, MORE), POINTS[2]).polish)
+    return refined(many, best, 5e-3)
 
 
 def _result(

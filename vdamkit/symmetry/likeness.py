@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
-from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
-from vdamkit.backend import get_backend
+from vdamkit.climb import climb, correlation_model, normalised, slopes
 from vdamkit.imaging.fsc import fsc
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.symmetry.axes import axes_of
 
-STEP, SWEEPS = 0.1, 2  # of the last refinement: 0.6 degrees and 0.1 px; rounds over all coordinates
 JUDGES = 3  # turned copies that decide between candidates
 
 
@@ -26,55 +24,56 @@ class Likeness:
         self._points = np.stack(np.unravel_index(inside, mask.shape))[::-1].astype(np.float64) - self._middle
         weight = mask.ravel()[inside].astype(np.float64) ** 2
         self._weight = weight / weight.sum()
-        values = np.asarray(volume, np.float64).ravel()[inside]
-        values = values - self._weight @ values
-        self._target = values * self._weight / np.sqrt(self._weight @ values**2)
-        self._map = spline_filter(np.asarray(volume, np.float64), order=order) if order > 1 else volume
+        volume = np.asarray(volume, np.float64)
+        self._target = normalised(volume.ravel()[inside], self._weight)[0]
+        self._map = spline_filter(volume, order=order) if order > 1 else volume
+        self._slopes = slopes(volume)
 
-    def __call__(self, rotation: np.ndarray, centre: np.ndarray) -> float:
+    def _places(self, rotation: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """Where the turned copies show the map, `(3, turns × points)` zyx."""
         turns = rotation.T @ self._elements @ rotation
         places = turns @ (self._points - centre[:, None]) + centre[:, None] + self._middle
-        flat = np.moveaxis(places, 0, 1).reshape(3, -1)[::-1]
-        values = map_coordinates(self._map, flat, order=self._order, prefilter=False).reshape(len(turns), -1)
-        mean = values @ self._weight
-        variance = np.maximum(values**2 @ self._weight - mean**2, 1e-30)
-        return float(np.mean(values @ self._target / np.sqrt(variance)))
+        return np.moveaxis(places, 0, 1).reshape(3, -1)[::-1]
 
-    def _around(self, rotation: np.ndarray, centre: np.ndarray, group: str):
-        """Poses near one, as a function of few numbers; for one axis only what matters, its direction and place."""
-        per_part = 2 if len(axes_of(group)) == 1 else 3
+    def _copies(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values = map_coordinates(self._map, places, order=self._order, prefilter=False)
+        return normalised(values.reshape(len(self._elements), -1), self._weight)
 
-        def pose(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            turn, move = np.zeros(3), np.zeros(3)
-            turn[:per_part], move[:per_part] = 0.1 * x[:per_part], x[per_part:]  # radians, px: one unit of the search each
-            return Rotation.from_rotvec(turn).as_matrix() @ rotation, centre + rotation.T @ move
+    def __call__(self, pose: tuple[np.ndarray, np.ndarray]) -> float:
+        return float(np.mean(self._copies(self._places(*pose))[0] @ (self._weight * self._target)))
 
-        return pose, 2 * per_part
+    def _model(self, pose: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Curvature and slope for small turns and moves in RELION's setting; see :func:`vdamkit.climb.climb`."""
+        rotation, centre = pose
+        places = self._places(rotation, centre)
+        copies, deviations = self._copies(places)
+        slope = np.stack([map_coordinates(part, places, order=1) for part in self._slopes]).reshape(3, *copies.shape)
+        arm = rotation @ (self._points - centre[:, None])
+        curvature, total = 0, 0
+        for number, turn in enumerate(self._elements):
+            here = rotation @ slope[:, number]
+            there = turn.T @ here
+            change = np.concatenate([np.cross(arm, there, axis=0) - np.cross(turn @ arm, here, axis=0), here - there])
+            parts = correlation_model(change / deviations[number], copies[number], self._target, self._weight)
+            curvature, total = curvature + parts[0], total + parts[1]
+        return curvature, total
 
-    def refine(self, rotation: np.ndarray, centre: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rotation and centre of greatest likeness near a start."""
-        pose, n = self._around(rotation, centre, group)
-        options = {"xtol": 2e-2, "ftol": 1e-6, "maxiter": 5}
-        return pose(minimize(lambda x: -self(*pose(x)), np.zeros(n), method="Powell", options=options).x)
+    def refine(
+        self, pose: tuple[np.ndarray, np.ndarray], group: str, *, tolerance: float = 2e-2
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rotation and centre of greatest likeness near a start; of a single axis only its direction and place matter."""
+        free = np.array([0, 1, 3, 4] if len(axes_of(group)) == 1 else range(6))
 
-    def polish(self, rotation: np.ndarray, centre: np.ndarray, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """The same very near a start, with few evaluations: parabolas through three values along each coordinate in turn.
+        def model(near: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            curvature, slope = self._model(near)
+            return curvature[np.ix_(free, free)], slope[free]
 
-        It uses the worker threads, so it must not be called in one.
-        """
-        pose, n = self._around(rotation, centre, group)
-        x = np.zeros(n)
-        here = self(*pose(x))
-        for _ in range(SWEEPS):
-            for i in range(n):
-                both = [pose(x + sign * STEP * np.eye(n)[i]) for sign in (-1, 1)]
-                low, high = get_backend().map(lambda near: self(*near), both)
-                bend = low + high - 2 * here
-                move = -np.sign(low - high) if bend >= 0 else np.clip(0.5 * (low - high) / bend, -1, 1)
-                new = x + STEP * move * np.eye(n)[i]
-                value = self(*pose(new))
-                x, here = (new, value) if value > here else (x, here)
-        return pose(x)
+        def step(near: tuple[np.ndarray, np.ndarray], by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            full = np.zeros(6)
+            full[free] = by
+            return Rotation.from_rotvec(full[:3]).as_matrix() @ near[0], near[1] + near[0].T @ full[3:]
+
+        return climb(pose, self, model, step, tolerance=tolerance)[1]
 
 
 class Judge:

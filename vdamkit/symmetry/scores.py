@@ -197,10 +197,10 @@ class _Fits:
         """Likeness and pose after a coarse refinement from an orientation `turn` (from the setting into the map)."""
         copies, elements = self._copies, elements_for(group)
         coarse = Likeness(copies.map, copies.mask, elements, order=1, points=POINTS[0])
-        rotation, centre = turn.T, copies.centre(turn, elements) / copies.px
+        pose = turn.T, copies.centre(turn, elements) / copies.px
         if refine:
-            rotation, centre = coarse.refine(rotation, centre, group)
-        return coarse(rotation, centre), (rotation, centre * copies.px)
+            pose = coarse.refine(pose, group)
+        return coarse(pose), (pose[0], pose[1] * copies.px)
 
     def _dihedral(self, group: str, main: tuple, refine: bool) -> tuple[float, tuple]:
         """A dihedral group about a main axis: two-fold axes are tried all around it."""
@@ -243,7 +243,7 @@ class _Fits:
 
         def refine(group: str) -> tuple:
             likeness = Likeness(fine, mask, elements_for(group), order=3, points=POINTS[1])
-            rotation, centre = likeness.refine(poses[group][0], poses[group][1] / px, group)
+            rotation, centre = likeness.refine((poses[group][0], poses[group][1] / px), group)
             return rotation, centre * px
 
         better = dict(zip(close, get_backend().map(refine, close), strict=True))
