@@ -92,6 +92,23 @@ def test_where_nothing_is_better_the_pose_stays():
     assert best == 1.0 and pose is start
 
 
+def test_coordinates_that_do_not_matter_do_no_harm():
+    """As the turns of a round map, or all of them where nothing is in sight."""
+    target = np.array([0.0, 0.0, 0.0, 1.0, -2.0, 0.0])
+    curvature = np.diag([0.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+
+    def score(x):
+        return -float((target - x) @ curvature @ (target - x))
+
+    def model(x):
+        return curvature, curvature @ (target - x)
+
+    _, found = climb(np.zeros(6), score, model, lambda x, by: x + by, tolerance=1e-6)
+    np.testing.assert_allclose(found, target, atol=1e-6)
+    flat = climb(np.ones(6), lambda x: 0.0, lambda x: (np.zeros((6, 6)), np.zeros(6)), lambda x, by: x + by, tolerance=1e-6)
+    np.testing.assert_array_equal(flat[1], np.ones(6))
+
+
 def test_slopes_are_derivatives():
     x = np.arange(BOX)
     wave = np.sin(2 * np.pi * 3 * x / BOX)

@@ -11,6 +11,7 @@ Pose = TypeVar("Pose")
 
 STEPS = 30  # at most
 ARM = 10.0  # px from the centre, where a turn counts as a move
+FLAT = 1e-9  # of the trace: the least curvature along a coordinate that does not matter, such as a round map's turns
 DAMPED = (1e-2, 1e4)  # how much of the curvature's diagonal is added at first, and from where on nothing more is tried
 
 
@@ -29,8 +30,9 @@ def climb(
     best, (damping, enough) = score(pose), DAMPED
     for _ in range(STEPS):
         curvature, slope = model(pose)
+        diagonal = np.diag(np.diag(curvature) + FLAT * max(np.trace(curvature), 1e-30))
         while damping < enough:
-            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
+            step = np.linalg.solve(curvature + damping * diagonal, slope)
             there = moved(pose, step)
             value = score(there)
             if value > best:
