@@ -6,6 +6,7 @@ A map has no absolute orientation or origin, so both comparisons first take out 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
@@ -219,8 +220,12 @@ class _Score:
         self.weight = mask.ravel()[inside].astype(np.float64) ** 2
         self.weight /= self.weight.sum()
         self.target = normalised(reference.ravel()[inside], self.weight)[0]
-        self.moving = spline_filter(moving, order=order) if order > 1 else moving
-        self.slopes = slopes(moving)
+        self.plain, self.moving = moving, spline_filter(moving, order=order) if order > 1 else moving
+
+    @cached_property
+    def slopes(self) -> list[np.ndarray]:
+        """Of the moving map; only a refinement wants them."""
+        return slopes(self.plain)
 
     def _places(self, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
         return (rotation.T @ (self.points - shift[:, None]))[::-1] + self.centre

@@ -210,8 +210,8 @@ def arrangements(group: str, scores: dict[int, np.ndarray]) -> list[np.ndarray]:
     group = parse_symmetry(group)
     axes = axes_of(group)
     if len(axes) == 1:
-        between = lambda a, b: np.degrees(np.arccos(np.clip(abs(a @ b), 0, 1)))  # noqa: E731
-        return [_from_z(axis) for axis in _best_apart(scores[axes[0].fold], axis_grid(), between)]
+        best = _best_apart(scores[axes[0].fold], axis_grid(), lambda a, b: np.degrees(np.arccos(np.clip(abs(a @ b), 0, 1))))
+        return [_from_z(axis) for axis in best]
     tree = cKDTree(np.concatenate([axis_grid(), -axis_grid()]))
     turns = orientation_grid(GROUP_ORDER, group).rotations()
     total = np.zeros(len(turns))

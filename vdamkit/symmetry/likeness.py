@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 from scipy.spatial.transform import Rotation
@@ -24,10 +26,14 @@ class Likeness:
         self._points = np.stack(np.unravel_index(inside, mask.shape))[::-1].astype(np.float64) - self._middle
         weight = mask.ravel()[inside].astype(np.float64) ** 2
         self._weight = weight / weight.sum()
-        volume = np.asarray(volume, np.float64)
-        self._target = normalised(volume.ravel()[inside], self._weight)[0]
-        self._map = spline_filter(volume, order=order) if order > 1 else volume
-        self._slopes = slopes(volume)
+        self._volume = np.asarray(volume, np.float64)
+        self._target = normalised(self._volume.ravel()[inside], self._weight)[0]
+        self._map = spline_filter(self._volume, order=order) if order > 1 else self._volume
+
+    @cached_property
+    def _slopes(self) -> list[np.ndarray]:
+        """Of the map; only a refinement wants them."""
+        return slopes(self._volume)
 
     def _places(self, rotation: np.ndarray, centre: np.ndarray) -> np.ndarray:
         """Where the turned copies show the map, `(3, turns × points)` zyx."""
