@@ -38,7 +38,7 @@ def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: np.ndarray
     ----------
     what: "map" (slices and projections of all classes), "resolution" (spectra of class `k`, with the FSC to a `truth`
         `(N, N, N)` laid onto the map), "orientations", "convergence", or "symmetry" (scores of all point groups, or given
-        `scores`; takes some ten seconds).
+        `scores`; takes some five seconds).
     options: of the figure, such as `at` and `sigma` of the map; see :mod:`vdamkit.notebook.figures`.
     """
     from vdamkit.compare import align

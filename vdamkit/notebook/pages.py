@@ -210,7 +210,7 @@ def symmetry_page(session: Any, redraw: Callable[[], None]) -> Page:
 
     def press(_: Any) -> None:
         kept["wanted"] = True
-        said.value = '<div class="vk-note">scoring all groups, some ten seconds …</div>'
+        said.value = '<div class="vk-note">scoring all groups, some five seconds …</div>'
         redraw()
 
     def draw() -> Callable[[], bytes]:
