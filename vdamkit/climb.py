@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-Pose = TypeVar("Pose")
+Pose, Seen = TypeVar("Pose"), TypeVar("Seen")
 
 STEPS = 30  # at most
 ARM = 10.0  # px from the centre, where a turn counts as a move
@@ -16,31 +16,32 @@ DAMPED = (1e-2, 1e4)  # how much of the curvature's diagonal is added at first, 
 
 
 def climb(
-    pose: Pose, score: Callable[[Pose], float], model: Callable[[Pose], tuple[np.ndarray, np.ndarray]],
+    pose: Pose, look: Callable[[Pose], tuple[float, Seen]], model: Callable[[Pose, Seen], tuple[np.ndarray, np.ndarray]],
     moved: Callable[[Pose, np.ndarray], Pose], *, tolerance: float,
 ) -> tuple[float, Pose]:  # fmt: skip
     """The greatest score near a pose, and where.
 
     Parameters
     ----------
-    score: what is to be greatest. model: its slope `(m,)` and positive curvature `(m, m)` at a pose, returned as
-        ``curvature, slope``; the first half of the m coordinates are turns (radians), the others moves (px).
+    look: what is to be greatest, at a pose; and whatever `model` need not find again there.
+    model: from a pose and that, ``curvature, slope``: positive `(m, m)` and `(m,)`. The first half of the m coordinates are
+        turns (radians), the others moves (px).
     moved: the pose after a step `(m,)` from another. tolerance: px; the last step moves a point ARM px from the centre less.
     """
-    best, (damping, enough) = score(pose), DAMPED
+    (best, seen), (damping, enough) = look(pose), DAMPED
     for _ in range(STEPS):
-        curvature, slope = model(pose)
+        curvature, slope = model(pose, seen)
         diagonal = np.diag(np.diag(curvature) + FLAT * max(np.trace(curvature), 1e-30))
         while damping < enough:
             step = np.linalg.solve(curvature + damping * diagonal, slope)
             there = moved(pose, step)
-            value = score(there)
+            value, seen_there = look(there)
             if value > best:
                 break
             damping *= 8
         else:
             break
-        pose, best, damping = there, value, damping / 4
+        pose, seen, best, damping = there, seen_there, value, damping / 4
         turn, move = np.split(step, 2)
         if max(ARM * np.linalg.norm(turn), np.linalg.norm(move)) < tolerance:
             break

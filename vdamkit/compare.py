@@ -230,17 +230,18 @@ class _Score:
     def _places(self, rotation: np.ndarray, shift: np.ndarray) -> np.ndarray:
         return (rotation.T @ (self.points - shift[:, None]))[::-1] + self.centre
 
-    def _copy(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return normalised(map_coordinates(self.moving, places, order=self.order, prefilter=False), self.weight)
-
     def at(self, pose: tuple[np.ndarray, np.ndarray]) -> float:
         """Correlation at a pose, a rotation and a shift in px."""
-        return float(self.weight * self.target @ self._copy(self._places(*pose))[0])
+        return self._look(pose)[0]
 
-    def _model(self, pose: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        rotation, shift = pose
-        places = self._places(rotation, shift)
-        now, deviation = self._copy(places)
+    def _look(self, pose: tuple[np.ndarray, np.ndarray]) -> tuple[float, tuple]:
+        places = self._places(*pose)
+        values = map_coordinates(self.moving, places, order=self.order, prefilter=False)
+        now, deviation = normalised(values, self.weight)
+        return float(self.weight * self.target @ now), (places, now, deviation)
+
+    def _model(self, pose: tuple[np.ndarray, np.ndarray], seen: tuple) -> tuple[np.ndarray, np.ndarray]:
+        (rotation, shift), (places, now, deviation) = pose, seen
         slope = rotation @ np.stack([map_coordinates(part, places, order=1) for part in self.slopes])
         change = -np.concatenate([np.cross(self.points - shift[:, None], slope, axis=0), slope])
         return correlation_model(change / deviation, now, self.target, self.weight)
@@ -251,7 +252,7 @@ class _Score:
         def step(near: tuple[np.ndarray, np.ndarray], by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return Rotation.from_rotvec(by[:3]).as_matrix() @ near[0], near[1] + by[3:]
 
-        return climb(pose, self.at, self._model, step, tolerance=tolerance)[1]
+        return climb(pose, self._look, self._model, step, tolerance=tolerance)[1]
 
 
 def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int) -> list[tuple]:

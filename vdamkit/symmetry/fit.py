@@ -100,7 +100,7 @@ def _search(volume: np.ndarray, pixel_size: float, group: str, radius_px: float,
 
     def first(turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         centre = copies.centre(turn, elements)
-        rotation, centre = coarse.refine((turn.T, centre / copies.px), group)
+        _, (rotation, centre) = coarse.refine((turn.T, centre / copies.px), group)
         return rotation, centre * copies.px
 
     poses = get_backend().map(first, arrangements(group, scores))
@@ -120,7 +120,7 @@ def _last_refinement(
     fine, mask = shrunk(weighted_shells(volume, weights), box), soft_sphere(box, radius / px, edge=0.06 * box)
 
     def refined(likeness: Likeness, pose: tuple, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-        rotation, centre = likeness.refine((pose[0], pose[1] / px), group, tolerance=tolerance)
+        _, (rotation, centre) = likeness.refine((pose[0], pose[1] / px), group, tolerance=tolerance)
         return rotation, centre * px
 
     some, many = (

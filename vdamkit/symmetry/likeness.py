@@ -41,18 +41,18 @@ class Likeness:
         places = turns @ (self._points - centre[:, None]) + centre[:, None] + self._middle
         return np.moveaxis(places, 0, 1).reshape(3, -1)[::-1]
 
-    def _copies(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values = map_coordinates(self._map, places, order=self._order, prefilter=False)
-        return normalised(values.reshape(len(self._elements), -1), self._weight)
-
     def __call__(self, pose: tuple[np.ndarray, np.ndarray]) -> float:
-        return float(np.mean(self._copies(self._places(*pose))[0] @ (self._weight * self._target)))
+        return self._look(pose)[0]
 
-    def _model(self, pose: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _look(self, pose: tuple[np.ndarray, np.ndarray]) -> tuple[float, tuple]:
+        places = self._places(*pose)
+        values = map_coordinates(self._map, places, order=self._order, prefilter=False)
+        copies, deviations = normalised(values.reshape(len(self._elements), -1), self._weight)
+        return float(np.mean(copies @ (self._weight * self._target))), (places, copies, deviations)
+
+    def _model(self, pose: tuple[np.ndarray, np.ndarray], seen: tuple) -> tuple[np.ndarray, np.ndarray]:
         """Curvature and slope for small turns and moves in RELION's setting; see :func:`vdamkit.climb.climb`."""
-        rotation, centre = pose
-        places = self._places(rotation, centre)
-        copies, deviations = self._copies(places)
+        (rotation, centre), (places, copies, deviations) = pose, seen
         slope = np.stack([map_coordinates(part, places, order=1) for part in self._slopes]).reshape(3, *copies.shape)
         arm = rotation @ (self._points - centre[:, None])
         curvature, total = 0, 0
@@ -66,12 +66,12 @@ class Likeness:
 
     def refine(
         self, pose: tuple[np.ndarray, np.ndarray], group: str, *, tolerance: float = 2e-2
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rotation and centre of greatest likeness near a start; of a single axis only its direction and place matter."""
+    ) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+        """Greatest likeness near a start, and its rotation and centre; of a single axis only direction and place matter."""
         free = np.array([0, 1, 3, 4] if len(axes_of(group)) == 1 else range(6))
 
-        def model(near: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-            curvature, slope = self._model(near)
+        def model(near: tuple[np.ndarray, np.ndarray], seen: tuple) -> tuple[np.ndarray, np.ndarray]:
+            curvature, slope = self._model(near, seen)
             return curvature[np.ix_(free, free)], slope[free]
 
         def step(near: tuple[np.ndarray, np.ndarray], by: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -79,7 +79,7 @@ class Likeness:
             full[free] = by
             return Rotation.from_rotvec(full[:3]).as_matrix() @ near[0], near[1] + near[0].T @ full[3:]
 
-        return climb(pose, self, model, step, tolerance=tolerance)[1]
+        return climb(pose, self._look, model, step, tolerance=tolerance)
 
 
 class Judge:

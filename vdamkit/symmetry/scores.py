@@ -198,9 +198,8 @@ class _Fits:
         copies, elements = self._copies, elements_for(group)
         coarse = Likeness(copies.map, copies.mask, elements, order=1, points=POINTS[0])
         pose = turn.T, copies.centre(turn, elements) / copies.px
-        if refine:
-            pose = coarse.refine(pose, group)
-        return coarse(pose), (pose[0], pose[1] * copies.px)
+        value, (rotation, centre) = coarse.refine(pose, group) if refine else (coarse(pose), pose)
+        return value, (rotation, centre * copies.px)
 
     def _dihedral(self, group: str, main: tuple, refine: bool) -> tuple[float, tuple]:
         """A dihedral group about a main axis: two-fold axes are tried all around it."""
@@ -243,7 +242,7 @@ class _Fits:
 
         def refine(group: str) -> tuple:
             likeness = Likeness(fine, mask, elements_for(group), order=3, points=POINTS[1])
-            rotation, centre = likeness.refine((poses[group][0], poses[group][1] / px), group)
+            _, (rotation, centre) = likeness.refine((poses[group][0], poses[group][1] / px), group)
             return rotation, centre * px
 
         better = dict(zip(close, get_backend().map(refine, close), strict=True))
