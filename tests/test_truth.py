@@ -21,6 +21,7 @@ from vdamkit.io.star_tables import as_table, read_star
 from vdamkit.pose_errors import pose_errors
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.simulate import simulate
+from vdamkit.symmetry import symmetrised
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "relion_reference"
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -121,8 +122,9 @@ def test_posteriors_are_calibrated(planted, kind):
     assert 3 < np.mean(drop) < 10, "the mean of a chi-square with 6 degrees of freedom is 6"
 
 
-def test_poses_on_the_tutorial_data():
-    """Median error of angles ≤ 4° modulo C6 and of offsets ≤ 0.5 px, after the one motion common to all particles."""
+def test_poses_and_symmetry_on_the_tutorial_data():
+    """Median error of angles ≤ 4° modulo C6 and of offsets ≤ 0.5 px, after the one motion common to all particles; and a map
+    made in C6 is its own mean over C6."""
     settings = vk.Settings(mini_batches=24, symmetry="C6", tilt_prior_width=10)
     job = vk.Session(DATA / "stacks2d" / "optimisation_set.star", settings)
     job.run()
@@ -134,3 +136,4 @@ def test_poses_on_the_tutorial_data():
     )  # fmt: skip
     assert np.median(errors.angles) <= 4
     assert np.median(errors.offsets) <= 0.5 * job.pixel_size
+    assert np.linalg.norm(symmetrised(job.map, "C6") - job.map) <= 0.01 * np.linalg.norm(job.map)

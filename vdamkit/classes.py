@@ -16,7 +16,7 @@ from vdamkit.sampling.point_groups import parse_symmetry
 from vdamkit.state import Poses, State
 from vdamkit.symmetry.apply import moved_poses
 from vdamkit.symmetry.fit import SymmetryMatch
-from vdamkit.vdam.moments import apply_solvent
+from vdamkit.vdam.moments import constrained
 
 PER_CLASS = ("maps", "moment1", "moment2", "class_probability", "data_vs_prior", "tau2", "wiener", "half_fsc")
 """Arrays of a state whose first axis are the classes."""
@@ -36,7 +36,7 @@ def split(state: State, k: int, *, solvent: str, mask_radius: float) -> State:
         raise SettingsError(f"class {k + 1} has seen no mini-batch; run one before it can be split")
     reference = map_to_fourier(state.maps[k].astype(np.float64))
     halves = [fourier_to_map(reference + state.moment1[k, half]) for half in (0, 1)]
-    halves = [apply_solvent(volume, solvent, mask_radius).astype(state.maps.dtype) for volume in halves]
+    halves = [constrained(volume, solvent, mask_radius).astype(state.maps.dtype) for volume in halves]
     arrays = {name: np.concatenate([getattr(state, name), getattr(state, name)[[k]]]) for name in PER_CLASS}
     new = len(state.maps)
     arrays["maps"][k], arrays["maps"][new] = halves

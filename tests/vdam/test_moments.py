@@ -11,8 +11,8 @@ from vdamkit.imaging.masks import soft_sphere
 from vdamkit.imaging.projector import Projector
 from vdamkit.vdam.moments import (
     HalfGradients,
-    apply_solvent,
     complete,
+    constrained,
     half_gradients,
     resolution_statistics,
     symmetrise,
@@ -162,7 +162,7 @@ def test_resolution_statistics():
 @pytest.mark.parametrize("how", ["mask", "mask+non-negative", "none"])
 def test_solvent(how):
     volume = np.random.default_rng(14).normal(size=(BOX,) * 3)
-    out = apply_solvent(volume, how, 2.5)
+    out = constrained(volume, how, 2.5)
     r = np.sqrt((np.stack(np.indices(volume.shape) - BOX // 2) ** 2).sum(0))
     if how == "none":
         np.testing.assert_array_equal(out, volume)

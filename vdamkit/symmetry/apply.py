@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.ndimage import map_coordinates, spline_filter
+from scipy.ndimage import map_coordinates
 
-from vdamkit.compare import moved, resample
+from vdamkit.compare import moved
+from vdamkit.imaging.group_mean import group_mean
 from vdamkit.imaging.halfball import fourier_to_map, map_to_fourier
 from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler
 from vdamkit.sampling.point_groups import operators
@@ -17,23 +18,16 @@ from vdamkit.symmetry.fit import SymmetryMatch
 
 
 def symmetrised(volume: np.ndarray, group: str) -> np.ndarray:
-    """The mean of a map over a point group about the box centre, `(N, N, N)` float64 zyx.
+    """The mean of a map over a point group about the box centre, `(N, N, N)` float64 zyx; see :func:`group_mean`.
 
-    Cubic splines on a grid twice as fine. What lies outside the inscribed sphere, where copies leave the box, becomes 0.
+    What lies outside the inscribed sphere, where copies leave the box, becomes 0; in C1 nothing changes.
     """
-    turns = operators(group)
-    if len(turns) == 1:
+    if len(operators(group)) == 1:
         return np.asarray(volume, np.float64)
     n = volume.shape[0]
-    fine = spline_filter(resample(volume, 2.0, 1.0, 2 * n), order=3)
-    grid = (np.indices(volume.shape)[::-1].reshape(3, -1) - n // 2).astype(np.float64)
-    inside = np.flatnonzero((grid**2).sum(0) <= (n // 2 - 1) ** 2)
-    total = np.zeros(len(inside))
-    for turn in turns:
-        total += map_coordinates(fine, (2 * (turn @ grid[:, inside]) + n)[::-1], order=3, prefilter=False)
-    out = np.zeros(n**3)
-    out[inside] = total / len(turns)
-    return out.reshape(volume.shape)
+    squares = (np.arange(n) - n // 2) ** 2
+    inside = squares[:, None, None] + squares[:, None] + squares <= (n // 2 - 1) ** 2
+    return group_mean(volume, group) * inside
 
 
 def moved_angles_and_offsets(angles: np.ndarray, offsets: np.ndarray, match: SymmetryMatch) -> tuple[np.ndarray, np.ndarray]:

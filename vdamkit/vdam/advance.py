@@ -19,7 +19,7 @@ from vdamkit.vdam import accuracy, schedule
 from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.gradients import half_gradients as half_gradients_on_device
 from vdamkit.vdam.batched.visit import visit as visit_on_devices
-from vdamkit.vdam.moments import apply_solvent, half_gradients, resolution_statistics, vdam_update
+from vdamkit.vdam.moments import constrained, half_gradients, resolution_statistics, vdam_update
 from vdamkit.vdam.search import Search, is_local, make_search
 from vdamkit.vdam.start import Particles
 from vdamkit.vdam.visit import MAX_BAD, Found, Tick, Visited, no_tick, visit
@@ -101,7 +101,8 @@ def _maximise(
             momentum=settings.momentum, second_momentum=settings.second_momentum,
         )  # fmt: skip
         updated["tau2"][k], updated["data_vs_prior"][k] = resolution_statistics(result.power, gradients.weight[0], T)
-        updated["maps"][k] = apply_solvent(result.map, settings.solvent, settings.mask_diameter / (2 * px))
+        mask_radius = settings.mask_diameter / (2 * px)
+        updated["maps"][k] = constrained(result.map, settings.solvent, mask_radius, search.symmetry, backend)
         updated["moment1"][k], updated["moment2"][k] = result.moment1, result.moment2
         updated["wiener"][k], updated["half_fsc"][k] = result.wiener, result.half_fsc
 

@@ -15,7 +15,7 @@ from vdamkit.imaging.projector import get_projector
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.state import Poses, State
 from vdamkit.vdam import schedule
-from vdamkit.vdam.moments import apply_solvent, half_gradients
+from vdamkit.vdam.moments import constrained, half_gradients
 
 
 class Particles(Protocol):
@@ -136,5 +136,5 @@ def _start_maps(
         d = half_gradients(projector.grid, np.stack([cube, cube]), "C1", shell, backend).d[0]
         how = "mask" if settings.solvent == "none" else settings.solvent
         radius = settings.mask_diameter / (2 * particles.pixel_size)
-        maps.append(apply_solvent(fourier_to_map(d), how, radius))
+        maps.append(constrained(fourier_to_map(d), how, radius))
     return np.stack(maps)
