@@ -60,7 +60,7 @@ def test_the_fsc_has_both_axes_and_says_the_resolution():
     draw_fsc(axis, {"truth": np.array([1, 1, 0.9, 0.8, 0.4, 0.2, 0.1, 0.1, 0.0])}, 16, 10.0)
     assert axis.get_xlabel() == "spatial frequency (1/Å)"
     assert axis.child_axes[0].get_xlabel() == "resolution (Å)"
-    assert axis.get_legend().get_texts()[0].get_text() == "truth: 40.0 Å"
+    assert axis.get_legend().get_texts()[0].get_text() == "truth: 42.7 Å"
 
 
 def test_the_course_shows_resolution_pmax_and_t():

@@ -43,13 +43,14 @@ class Match:
     resolution: float  # Å, FSC 0.5
     mean_fsc: float  # over the shells 1 … `mean_to`
     mirrored: bool = False  # whether the moving map was mirrored (z → -z) first
+    mean_to: float = 20.0  # Å
 
     def __str__(self) -> str:
         hand = ", mirrored" if self.mirrored else ""
         angle = np.degrees(np.linalg.norm(Rotation.from_matrix(self.rotation).as_rotvec()))
         return (
-            f"FSC 0.5 at {self.resolution:.1f} Å, mean FSC {self.mean_fsc:.2f}, correlation {self.correlation:.2f} after a "
-            f"turn of {angle:.0f}° and a shift of {np.linalg.norm(self.shift):.1f} Å{hand}"
+            f"FSC 0.5 at {self.resolution:.1f} Å, mean FSC to {self.mean_to:g} Å {self.mean_fsc:.2f}, correlation "
+            f"{self.correlation:.2f} after a turn of {angle:.0f}° and a shift of {np.linalg.norm(self.shift):.1f} Å{hand}"
         )
 
 
@@ -188,7 +189,7 @@ def _sharpest(
     correlation = _Score(laid, reference, mask, order=1).at((np.eye(3), np.zeros(3)))
     return Match(
         laid.astype(np.float32), best[0], best[1] * pixel_size, correlation, curve,
-        resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror,
+        resolution_at(curve, 0.5, n, pixel_size), float(curve[1 : last + 1].mean()), mirror, mean_to,
     )  # fmt: skip
 
 

@@ -144,13 +144,12 @@ def scale_bar(axis: Any, box: int, pixel_size: float) -> None:
 
 def draw_fsc(axis: Any, curves: Mapping[str, np.ndarray], box: int, pixel_size: float) -> None:
     """FSC against spatial frequency, labelled in 1/Å below and Å above, into matplotlib axes."""
-    from vdamkit.imaging.fsc import resolution_at
+    from vdamkit.imaging.fsc import crossing
 
     extent = box * pixel_size
     for (text, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREEN, GREY) * len(curves), strict=False):
         shells = np.arange(1, min(len(curve), box // 2 + 1))
-        resolution = resolution_at(np.asarray(curve), 0.5, box, pixel_size)
-        label = f"{text}: {resolution:.1f} Å"
+        label = f"{text}: {crossing(curve, 0.5, box, pixel_size)}"
         axis.plot(shells / extent, curve[shells], color=colour, marker="o", markersize=3, label=label)
     axis.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     axis.axhline(0, color=GREY, linewidth=0.8)

@@ -127,8 +127,9 @@ class StepReport:
             if len(self.class_populations) == 1
             else " classes " + "/".join(f"{100 * p:.0f}%" for p in self.class_populations)
         )
+        step = 60 / 2**self.healpix_order
         return (
             f"mini-batch {self.iteration}: {self.n_particles} particles, {self.resolution:.1f} Å, T {self.T:.2f}, "
-            f"Pmax {self.pmax:.2f}, step {60 / 2**self.healpix_order:g}°, offsets ±{self.sigma_offset:.1f} Å{populations} "
+            f"Pmax {self.pmax:.2f}, step {step:g}° / {step / 2:g}°, offsets σ {self.sigma_offset:.1f} Å{populations} "
             f"({self.seconds:.2f} s)" + "".join(f"; {note}" for note in self.notes)
         )

@@ -77,12 +77,12 @@ def _agreement(session, figures: dict, said: list, advice: list) -> bool:
     figures["resolution"] = resolution
     figures["half_resolution"] = resolution_at(curve, 0.5, box, px)
     said.append(
-        f"Resolution {resolution:.1f} Å by the signal-to-noise of the moments; the two pseudo-halves' targets agree "
-        f"(FSC 0.5) to {figures['half_resolution']:.1f} Å."
+        f"Resolution {resolution:.1f} Å: to there T × the map's power exceeds the noise (a larger T says more and proves "
+        f"nothing). The two pseudo-halves' targets agree (FSC 0.5) to {figures['half_resolution']:.1f} Å."
     )
     # the first shells agree in any blob; a quarter of the mask's diameter is detail
     if figures["half_resolution"] > session.settings.mask_diameter / 4:
-        advice.append("more mini-batches, or check the CTF and the handedness of the tilt series: the halves do not agree")
+        advice.append("more mini-batches or particles, or check the CTF: the halves do not agree")
         return False
     return True
 
@@ -124,7 +124,7 @@ def _detail(session, figures: dict, said: list, advice: list) -> bool:
         said.append(f"The map resolves 1/{figures['detail']:.0f} of the mask's diameter{blob}.")
         return True
     said.append(f"The map resolves only 1/{figures['detail']:.1f} of the mask's diameter: it may be a blob.")
-    advice.append("another seed, a smaller mask, a larger T, or more particles")
+    advice.append("another seed, a smaller mask, or more particles")
     return False
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers_vdamkit import Blobs
 
-from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
+from vdamkit.imaging.fsc import crop_or_pad, crossing, fsc, low_pass, resolution_at
 from vdamkit.imaging.halfball import fourier_grid, map_to_fourier
 from vdamkit.imaging.masks import blend_outside, mask_power, soft_sphere, soften_corners
 
@@ -89,10 +89,14 @@ def test_fsc_of_an_empty_shell_is_zero_and_shapes_must_match():
         fsc(np.zeros((8,) * 3), np.zeros((10,) * 3))
 
 
-def test_resolution_is_the_first_shell_below():
+def test_resolution_is_where_the_curve_first_crosses():
     curve = np.array([0.0, 1, 0.9, 0.6, 0.4, 0.9, 0.1, 0, 0])
-    assert resolution_at(curve, 0.5, 16, 2.0) == 16 * 2 / 4
+    assert resolution_at(curve, 0.5, 16, 2.0) == pytest.approx(16 * 2 / 3.5)
     assert resolution_at(np.ones(9), 0.5, 16, 2.0) == 4.0
+    assert crossing(np.ones(9), 0.5, 16, 2.0) == "4.0 Å or finer"
+    falls_at_the_end = np.array([1.0, 1, 1, 1, 1, 1, 1, 0.9, 0.1])
+    assert 4.0 < resolution_at(falls_at_the_end, 0.5, 16, 2.0) < 16 * 2 / 7
+    assert resolution_at(np.zeros(9), 0.5, 16, 2.0) == 16 * 2
 
 
 def test_low_pass_halves_at_the_shell():

@@ -33,10 +33,25 @@ def points_fsc(inside: GridPoints, fa: np.ndarray, fb: np.ndarray) -> np.ndarray
 
 
 def resolution_at(curve: np.ndarray, threshold: float, box: int, pixel_size: float) -> float:
-    """Resolution in Å of the first shell ≥ 1 below `threshold`; the Nyquist resolution where none is."""
-    below = np.flatnonzero(curve[1 : box // 2] < threshold)
-    shell = below[0] + 1 if len(below) else box // 2
-    return box * pixel_size / shell
+    """Resolution in Å at which a curve first falls below `threshold`, linearly between shells; Nyquist where it does not.
+
+    The curve is one value per shell, the last at `box // 2`; shell 0 does not count.
+    """
+    curve = np.asarray(curve, np.float64)[: box // 2 + 1]
+    below = np.flatnonzero(curve[1:] < threshold)
+    if not len(below):
+        return 2 * pixel_size
+    first = int(below[0]) + 1
+    if first == 1:
+        return box * pixel_size
+    above, under = curve[first - 1], curve[first]
+    return float(box * pixel_size / (first - 1 + (above - threshold) / (above - under)))
+
+
+def crossing(curve: np.ndarray, threshold: float, box: int, pixel_size: float) -> str:
+    """:func:`resolution_at` in words: ``"24.3 Å"``, or ``"21.2 Å or finer"`` where the curve holds to Nyquist."""
+    resolution = resolution_at(curve, threshold, box, pixel_size)
+    return f"{resolution:.1f} Å" + (" or finer" if resolution == 2 * pixel_size else "")
 
 
 def crop_or_pad(volume: np.ndarray, box: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.fsc import fsc, resolution_at
+from vdamkit.imaging.fsc import crossing, fsc
 from vdamkit.imaging.halfball import fourier_grid, map_to_fourier
 from vdamkit.picture import AXES, BLUE, GREEN, GREY, ORANGE, STYLE, circle, resolution_axis, scale_bar, window
 from vdamkit.state import State, StepReport
@@ -278,7 +278,7 @@ def _fsc_axes(
     extent = box * pixel_size
     shells = np.arange(1, box // 2 + 1)
     for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREEN, PINK, SKY) * 3, strict=False):
-        label = f"FSC {name}: 0.5 at {resolution_at(curve, 0.5, box, pixel_size):.1f} Å"
+        label = f"FSC {name}: 0.5 at {crossing(curve, 0.5, box, pixel_size)}"
         axis.plot(shells / extent, np.asarray(curve)[shells], color=colour, marker="o", markersize=3, label=label)
     for name, curve in (more or {}).items():
         axis.plot(shells / extent, np.asarray(curve)[shells], color=GREY, linestyle="--", label=name)
