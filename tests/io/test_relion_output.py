@@ -86,15 +86,17 @@ def test_data_keeps_the_input_and_marks_the_unvisited(project):
     blocks = read_star(files["run_it010_data.star"])
     assert ("general" in blocks) == particles.is_stack2d
     table = blocks["particles"]
-    assert list(table["rlnClassNumber"]) == [0, 2, 1]
-    assert list(table["rlnGroupNumber"]) == [1, 1, 2] and set(table["rlnNormCorrection"]) == {1}
-    assert list(table["rlnNrOfSignificantSamples"]) == [0, 7, 7]
+    kept = [0, 2]  # 1 cannot be read
+    assert list(state.bad_particles) == [1] and len(table) == 2
+    assert list(table["rlnClassNumber"]) == [0, 1]
+    assert list(table["rlnGroupNumber"]) == [1, 2] and set(table["rlnNormCorrection"]) == {1}
+    assert list(table["rlnNrOfSignificantSamples"]) == [0, 7]
     new = pose_columns(state)
     for column in particles.table.columns:
         if column not in new:
-            assert list(table[column]) == list(particles.table[column]), column
-    np.testing.assert_allclose(table["rlnAngleTilt"], state.poses.angles[:, 1], rtol=1e-8)
-    np.testing.assert_allclose(table["rlnLogLikeliContribution"], state.poses.log_likelihood, rtol=1e-8)
+            assert list(table[column]) == list(particles.table[column].iloc[kept]), column
+    np.testing.assert_allclose(table["rlnAngleTilt"], state.poses.angles[kept, 1], rtol=1e-8)
+    np.testing.assert_allclose(table["rlnLogLikeliContribution"], state.poses.log_likelihood[kept], rtol=1e-8)
     assert "rlnGroupNumber" not in particles.table.columns  # the input is not changed
 
 
@@ -208,11 +210,12 @@ def test_written_sets_open_again(project):
     particles, state, files = write(project, final=True)
     for name in ("run_optimisation_set.star", "run_it010_optimisation_set.star"):
         again = open_particles(files[name])
-        np.testing.assert_allclose(again.angles, state.poses.angles, rtol=1e-8)
-        np.testing.assert_allclose(again.origins, state.poses.offsets, rtol=1e-8)
-        np.testing.assert_array_equal(again.angle_priors, particles.angle_priors)
+        kept = np.delete(np.arange(3), state.bad_particles)
+        np.testing.assert_allclose(again.angles, state.poses.angles[kept], rtol=1e-8)
+        np.testing.assert_allclose(again.origins, state.poses.offsets[kept], rtol=1e-8)
+        np.testing.assert_array_equal(again.angle_priors, particles.angle_priors[kept])
         assert again.is_stack2d == particles.is_stack2d and again.group_names == particles.group_names
-        assert type(again.load(2)) is type(particles.load(2))
+        assert type(again.load(1)) is type(particles.load(2))
 
 
 def test_names_are_relative_to_the_current_folder_and_other_entries_stay(tmp_path, monkeypatch):
@@ -232,7 +235,7 @@ def test_names_are_relative_to_the_current_folder_and_other_entries_stay(tmp_pat
     }
     classes = read_star(folder / "run_it010_model.star")["model_classes"]
     assert classes["rlnReferenceImage"][0] == "InitialModel/job010/run_it010_class001.mrc"
-    assert len(open_particles(folder / "run_optimisation_set.star")) == 3
+    assert len(open_particles(folder / "run_optimisation_set.star")) == 2  # one of three cannot be read
 
 
 def test_a_failed_write_leaves_the_old_files(project, monkeypatch):

@@ -113,11 +113,13 @@ def pose_columns(state: State) -> dict[str, np.ndarray]:
 def data_blocks(state: State, particles: ParticleSet) -> dict[str, Block]:
     """Blocks of data.star: every input column, poses updated in place, missing columns added at the end.
 
-    data_general is there for 2D stacks only. Source: RELION exp_model.cpp:write.
+    Particles whose files cannot be read are left out, as RELION stops at the first of them. data_general is there for 2D stacks
+    only. Source: RELION exp_model.cpp:write.
     """
     new = {"rlnGroupNumber": particles.group_index + 1, **pose_columns(state)}
     order = [*particles.table.columns, *(name for name in new if name not in particles.table.columns)]
     table = pd.DataFrame({name: new[name] if name in new else particles.table[name].to_numpy() for name in order})
+    table = table.drop(index=list(state.bad_particles))
     general = {**particles.general, "rlnTomoSubTomosAre2DStacks": 1}
     head: dict[str, Block] = {"general": general} if particles.is_stack2d else {}
     return {**head, "optics": particles.optics_table, "particles": table}
