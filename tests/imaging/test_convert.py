@@ -278,6 +278,14 @@ def test_volume_of_another_box_or_pixel_size(box, pixel):
     assert relative_error(particle.unmasked[used] / particle.weight[used], TRUTH[used]) < 0.04
 
 
+def test_what_lies_outside_the_models_box_is_not_folded_into_it():
+    far = Blobs(np.ones(1), np.array([[0.75 * BOX * PIXEL, 0, 0]]), np.array([2 * PIXEL]))
+    volume = volume_particle(2 * BOX, PIXEL)
+    outside = replace(volume, data=far.map(2 * BOX, PIXEL).astype(np.float32))
+    power = [np.abs(to_half_ball(v, OPTIONS).unmasked).max() for v in (volume, outside)]
+    assert power[1] < 1e-3 * power[0]
+
+
 def test_volume_with_coarser_voxels_has_nothing_beyond_its_nyquist():
     particle = to_half_ball(volume_particle(16, 12.0), OPTIONS)  # Nyquist at shell 8 of the model
     k = np.linalg.norm(BALL.k, axis=1)

@@ -20,8 +20,20 @@ def test_tilt_prior_is_a_gaussian_of_the_tilt():
 
 
 def test_widths_add_up():
-    prior = OrientationPrior(rot=5, tilt=10, psi=20)
-    assert one(prior, [5, 100, 20], [0, 90, 0]) == pytest.approx(3, abs=1e-9)
+    assert one(OrientationPrior(tilt=10, psi=20), [5, 100, 20], [0, 90, 0]) == pytest.approx(2, abs=1e-9)
+    assert one(OrientationPrior(rot=10, psi=20), [5, 100, 20], [0, 90, 0]) == pytest.approx(1.25, abs=1e-9)
+
+
+def test_rot_and_tilt_together_are_a_cone_of_directions():
+    """Near the pole rot alone says nothing: directions a few degrees apart are near, whatever their rot."""
+    prior = OrientationPrior(rot=5, tilt=10)
+    assert one(prior, [0, 100, 50], [0, 90, 0]) == pytest.approx(1, abs=1e-9)
+    assert one(prior, [10, 90, 50], [0, 90, 0]) == pytest.approx(1, abs=1e-9)  # the larger width for both
+    assert one(prior, [180, 4, 0], [0, 3, 0]) == pytest.approx(0.49, abs=1e-9)
+    grid = orientation_grid(2).rotations()
+    admitted = prior.within_cut(grid, np.array([[0.0, 3, 0]]), "C1")[0]
+    away = np.degrees(np.arccos(np.clip(grid[:, 2] @ euler_to_matrix([[0.0, 3, 0]])[0, 2], -1, 1)))
+    np.testing.assert_array_equal(admitted, away < 30)
 
 
 def test_psi_wraps():

@@ -208,6 +208,9 @@ def _from_volume(volume: Volume, options: ImagingOptions) -> HalfBallParticle:
         ctf2 = np.where(measured, np.ones_like(ctf2) if volume.multiplicity is None else volume.multiplicity, 0)
     w = gather_half_ball(ctf2, ball) if same else _resample_weight(ctf2, ball, ratio)
     versions = (blend_outside(data, mask), data)
+    if ratio > 1:  # what lies outside the model's box would be folded into it
+        inside = np.abs(np.arange(box) - box // 2) <= box / ratio / 2
+        versions = (versions[0], data * (inside[:, None, None] & inside[:, None] & inside))
     if same:
         b = [gather_half_ball(scipy.fft.rfftn(np.fft.ifftshift(v)) / v.size, ball) for v in versions]
     else:

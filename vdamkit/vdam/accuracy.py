@@ -21,20 +21,21 @@ SHIFTS = np.array([0.1, 0.25, 0.5, 1, 2, 4, 10])  # px
 
 
 def alignment_accuracy(
-    volumes: np.ndarray, projector: Projector, backend: Backend, weights: np.ndarray, rotations: np.ndarray, rng
+    volumes: np.ndarray, projector: Projector, backend: Backend, weights: np.ndarray, angles: np.ndarray, rng
 ) -> tuple[float, float]:  # fmt: skip
     """Errors (degrees, px) at which a particle's log-likelihood drops by P_VALUE, averaged over some particles.
 
-    volumes: maps of the classes. weights `(p, n)`: w/σ² of the particles. rotations `(p, 3, 3)`.
-    The best class counts. A ladder of errors with log-log interpolation replaces RELION's small steps.
+    volumes: maps of the classes. weights `(p, n)`: w/σ² of the particles. angles `(p, 3)`: their rot, tilt, psi in degrees.
+    Of each particle one angle, drawn at random, and a shift along a random axis are raised. The best class counts. A ladder of
+    errors with log-log interpolation replaces RELION's small steps.
     Source: RELION ml_optimiser.cpp:calculateExpectedAngularErrors.
     """
     best = (np.inf, np.inf)
     k = projector.ball.k
     for volume in volumes:
         turns, directions = np.eye(3)[rng.integers(3, size=(2, len(weights)))]
-        moves = euler_to_matrix(np.append(0, ANGLES)[:, None, None] * turns)  # (1 + angles, p, 3, 3); the first does nothing
-        rows = _rotated(volume, projector, backend, rotations @ moves)
+        raised = angles + np.append(0, ANGLES)[:, None, None] * turns  # (1 + errors, p, 3); the first is as it is
+        rows = _rotated(volume, projector, backend, euler_to_matrix(raised))
 
         def errors(i: int, rows=rows, directions=directions) -> tuple[float, float]:
             base = rows[0, i]

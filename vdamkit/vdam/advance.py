@@ -95,6 +95,8 @@ def _maximise(
             continue
         gradients_of = half_gradients_on_device if backend.on_device else half_gradients
         gradients = gradients_of(projector.grid, sums.cubes[k], search.symmetry, radius, backend)
+        if not gradients.weight.any(1).all():  # all of its particles are of one pseudo-half: it keeps its map, as in RELION
+            continue
         result = vdam_update(
             state.maps[k].astype(np.float64), state.moment1[k], state.moment2[k], gradients, radius=radius,
             step=eta * (1 - np.exp(-(3 * classes + 10) * state.class_probability[k])), T=T,
@@ -152,9 +154,8 @@ def _update_sampling(
         return state
     ball = half_ball(radius)
     weights = (weight * ball.weight / state.sigma2[particles.optics[some[at]]][:, ball.shell]).astype(settings.real)
-    rotations = euler_to_matrix(state.poses.angles[some[at]])
     volumes = state.maps[state.class_probability >= 0.01]
-    rotation, offset = accuracy.alignment_accuracy(volumes, projector, backend, weights, rotations, rng)
+    rotation, offset = accuracy.alignment_accuracy(volumes, projector, backend, weights, state.poses.angles[some[at]], rng)
     found = (rotation, offset * particles.pixel_size)
     new = accuracy.refined_sampling(
         state, settings, is_stack=particles.mask_ndim == 2, accuracy=found, pixel_size=particles.pixel_size
