@@ -8,8 +8,8 @@ import pytest
 import vdamkit as vk
 from vdamkit.backend.cuda import CudaDevice
 from vdamkit.errors import ParticleError
-from vdamkit.imaging.convert import ImagingOptions, to_half_ball
-from vdamkit.imaging.device_convert import stacks_to_half_balls, upload_half_balls
+from vdamkit.imaging.convert import ImagingOptions, insertion_grid, to_half_ball
+from vdamkit.imaging.device_convert import SHARE, stacks_to_half_balls, upload_half_balls
 from vdamkit.io.particles import open_particles
 
 OPTIONS = ImagingOptions(box=16, pixel_size=20.0, radius=7, mask_diameter=220.0)
@@ -59,6 +59,21 @@ def test_double_precision(cuda, stacks):
 
 def test_little_memory_converts_fewer_at_a_time(cuda, stacks):
     compare(CudaDevice(0, 1), stacks, OPTIONS, 3e-5)
+
+
+def test_memory_that_fills_meanwhile(cuda, stacks):
+    """Room for three at first, and for half as many at every later look."""
+
+    class Filling(CudaDevice):
+        looks = 0
+
+        @property
+        def room(self):
+            self.looks += 1
+            each = insertion_grid(OPTIONS.box, OPTIONS.dtype).size * (6 * 8 + 6 * 4 + 3 * 16)
+            return int(3.5 * each / SHARE) >> (self.looks - 1)
+
+    compare(Filling(0), stacks, OPTIONS, 3e-5)
 
 
 def test_upload_crops_and_takes_none(cuda, stacks):

@@ -38,9 +38,10 @@ def stacks_to_half_balls(stacks: Sequence[TiltStack], options: ImagingOptions, d
     kind = np.result_type(real, np.complex64)
     masked, unmasked = (xp.empty((len(stacks), n), kind) for _ in range(2))
     weight = xp.empty((len(stacks), n), real)
-    for some in _alike(stacks, _at_once(options, device)):
+    most = _at_once(options, device)  # asked once: what is free changes
+    for some in _alike(stacks, most):
         at = device.put(np.array(some))
-        masked[at], unmasked[at], weight[at] = _convert([stacks[i] for i in some], options, device)
+        masked[at], unmasked[at], weight[at] = _convert([stacks[i] for i in some], options, device, most)
     return masked, unmasked, weight
 
 
@@ -71,8 +72,8 @@ def _alike(stacks: Sequence[TiltStack], most: int) -> list[list[int]]:
     return [group[first : first + most] for group in groups.values() for first in range(0, len(group), most)]
 
 
-def _convert(stacks: Sequence[TiltStack], options: ImagingOptions, device: Device) -> tuple[Any, Any, Any]:
-    """Of stacks that are alike: samples of their planes, inserted side by side, read back."""
+def _convert(stacks: Sequence[TiltStack], options: ImagingOptions, device: Device, most: int) -> tuple[Any, Any, Any]:
+    """Of stacks that are alike, at most `most`: samples of their planes, inserted side by side, read back."""
     xp, real, optics = device.xp, np.dtype(options.dtype), stacks[0].optics
     kind = np.result_type(real, np.complex64)
     grid = insertion_grid(options.box, options.dtype)
@@ -101,7 +102,7 @@ def _convert(stacks: Sequence[TiltStack], options: ImagingOptions, device: Devic
     for half in (0, 1):
         cubes[:, half] = (sums[:, half, 0] + 1j * sums[:, half, 1]) / scales[0]
     cubes[:, 2] = sums[:, 0, 2] / scales[1]
-    maps = xp.zeros((_at_once(options, device), 3, *3 * [options.box]), real)  # of always the same size: see _read_back
+    maps = xp.zeros((most, 3, *3 * [options.box]), real)  # of always the same size: see _read_back
     maps[: len(stacks)] = grid.to_map(cubes, device)
     masked, unmasked, weight = _read_back(maps, options, device)[: len(stacks)].swapaxes(0, 1)
     grey = real.type(options.grey_scale)
