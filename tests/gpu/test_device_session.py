@@ -1,6 +1,9 @@
 """Sessions on a GPU: the same results as on the CPU, whatever the memory, with one device or two, and when one is lost."""
 
 import gc
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -258,6 +261,39 @@ def test_an_error_while_fetching_ahead_is_met_again_where_it_counts(stub):
     with pytest.raises(InputError, match="disc is gone"):
         held(store, Broken(), [4])
     held(store, Numbered(), [4, 5])
+
+
+def test_what_could_not_be_written_does_not_count_as_there(stub):
+    """An error after some of the arrays were written, in the background: the particles are fetched again."""
+
+    class Cut(Numbered):
+        def fetch_on(self, device, index, radius):
+            (masked, unmasked, weight), *others = super().fetch_on(device, index, radius)
+            return (masked, unmasked, weight[:, :-1]), *others
+
+    store = Store(CudaDevice(0), 5, np.dtype(np.float32), 6)
+    held(store, Numbered(), [1, 2, 3])
+    store.fetch_ahead(Cut(), np.array([4, 5, 6]), np.array([1, 2, 3]))
+    assert held(store, Numbered(), [4, 5, 6]) == {}
+    assert held(store, Numbered(), [2, 3, 5, 6, 8, 9]) == {}
+
+
+def test_a_store_serves_two_threads(stub):
+    """A session and its branch, with the same particles and with others than fit beside them."""
+
+    class Both(Numbered):
+        together = threading.Barrier(2, timeout=0.3)
+
+        def fetch_on(self, device, index, radius):
+            with suppress(threading.BrokenBarrierError):  # where one waits until the other is done
+                self.together.wait()
+            return super().fetch_on(device, index, radius)
+
+    store, particles = Store(CudaDevice(0), 5, np.dtype(np.float32), 6), Both()
+    with ThreadPoolExecutor(2) as pool:
+        for begins in ((10, 10), (20, 30)):
+            begun = [pool.submit(held, store, particles, range(first, first + 6)) for first in begins]
+            assert [future.result() for future in begun] == [{}, {}]
 
 
 @pytest.mark.parametrize("symmetry", ["C3", "D2"])

@@ -12,7 +12,8 @@ from test_posterior import grid_poses, tick
 import vdamkit as vk
 from vdamkit.backend import Backend
 from vdamkit.backend.device import Device, OutOfDeviceMemory
-from vdamkit.imaging.projector import PaddedGrid
+from vdamkit.imaging.device_projector import device_projector
+from vdamkit.imaging.projector import PaddedGrid, get_projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
@@ -192,6 +193,27 @@ def test_gradients_are_the_threads(group):
     here = half_gradients(grid, cubes, group, RADIUS, backend)
     np.testing.assert_allclose(there.weight, here.weight, rtol=1e-5)
     np.testing.assert_allclose(there.d, here.d, rtol=0, atol=1e-5 * np.abs(here.d).max())
+
+
+def test_a_device_may_be_released_at_any_time():
+    """As `session.free()` does while another thread computes: right after every look at what is kept there."""
+
+    class Released(dict):
+        def __contains__(self, key):
+            return self.get(key) is not None
+
+        def get(self, key, default=None):
+            found = super().get(key, default)
+            self.clear()
+            return found
+
+    device, grid = Device(), PaddedGrid(BOX, RADIUS + 2.5)
+    device.tables, projector = Released(), get_projector(BOX, RADIUS, "float32")
+    cubes = np.random.default_rng(3).random((2, 3, grid.size), np.float32)
+    for _ in range(2):
+        assert device_projector(projector, device).projector is projector
+    for _ in range(2):
+        batched_gradients(grid, cubes, "C1", RADIUS, Backend(1, (device,)))
 
 
 def test_gradients_where_a_device_has_no_memory():

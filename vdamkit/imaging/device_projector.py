@@ -232,9 +232,10 @@ def reached_points(projector: Projector) -> np.ndarray:
 def device_projector(projector: Projector, device: Device) -> DeviceProjector:
     """The tables of a projector on a device, which stay there until the device is released."""
     key = ("projector", projector.box, projector.radius, projector.dtype)
-    if key not in device.tables:
-        device.tables[key] = DeviceProjector(projector, device)
-    return device.tables[key]
+    found = device.tables.get(key)  # looked up once: another thread may release the device meanwhile
+    if found is None:
+        found = device.tables[key] = DeviceProjector(projector, device)
+    return found
 
 
 def whole_number_scale(largest: float, terms: int) -> float:

@@ -73,6 +73,7 @@ def symmetrise(device: Device, grid: PaddedGrid, cubes: Any, group: str) -> Any:
 
 def _kept(device: Device, name: str, key: tuple, *arrays: np.ndarray) -> list[Any]:
     """Arrays that stay on the device from mini-batch to mini-batch."""
-    if (name, *key) not in device.tables:
-        device.tables[(name, *key)] = [device.put(array) for array in arrays]
-    return device.tables[(name, *key)]
+    found = device.tables.get((name, *key))  # looked up once: another thread may release the device meanwhile
+    if found is None:
+        found = device.tables[(name, *key)] = [device.put(array) for array in arrays]
+    return found

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +23,7 @@ AT_ONCE = 256  # particles that travel together
 
 
 class Store:
-    """Half-balls of particles on a device: least recently used first out.
+    """Half-balls of particles on a device: least recently used first out. Several sessions may share one.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class Store:
         self.weight = device.xp.empty((capacity, n), real)
         self._slots: OrderedDict[int, int] = OrderedDict()  # particle -> row, least recently used first
         self._free = list(range(capacity))
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # of whoever brings particles or takes them
         self._ahead: Future | None = None
 
     @staticmethod
@@ -51,12 +52,12 @@ class Store:
 
         Also the positions in `index` of those that can be used, and a sentence about each of the others.
         """
-        if self._ahead is not None:
-            self._ahead.exception()  # wait; what it could not fetch is tried again here
-            self._ahead = None
-        complaints = self.load(particles, index, ())
-        at = np.array([j for j, i in enumerate(index.tolist()) if i not in complaints], int)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.result()  # wait; what it could not fetch is tried again here
         with self._lock:
+            complaints = self.load(particles, index, ())
+            at = np.array([j for j, i in enumerate(index.tolist()) if i not in complaints], int)
             rows = np.array([self._slots[i] for i in index[at].tolist()], int)
             arrays = tuple(projector.columns_of(array, rows) for array in (self.masked, self.unmasked, self.weight))
             self.device.synchronize()  # before the rows may be given to others
@@ -69,30 +70,26 @@ class Store:
             for i in index.tolist():
                 if i in self._slots:
                     self._slots.move_to_end(i)
-        complaints: dict[int, str] = {}
-        for first in range(0, len(missing), AT_ONCE):
-            some = missing[first : first + AT_ONCE]
-            arrays, at, sentences = particles.fetch_on(self.device, some, self.radius)
-            complaints |= dict(zip(np.delete(some, at).tolist(), sentences, strict=True))
-            if not len(at):
-                continue
-            with self._lock:
-                rows = self.device.put(np.array(self._rows(some[at], {*index.tolist(), *others}), np.int64))
-                for kept, array in zip((self.masked, self.unmasked, self.weight), arrays, strict=True):
-                    kept[rows] = array
-                self.device.synchronize()
+            complaints: dict[int, str] = {}
+            for first in range(0, len(missing), AT_ONCE):
+                some = missing[first : first + AT_ONCE]
+                arrays, at, sentences = particles.fetch_on(self.device, some, self.radius)
+                complaints |= dict(zip(np.delete(some, at).tolist(), sentences, strict=True))
+                if len(at):
+                    self._keep(some[at].tolist(), arrays, {*index.tolist(), *others})
         return complaints
 
-    def _rows(self, particles: np.ndarray, stay: set[int]) -> list[int]:
-        """Rows for new particles; those of `stay` are not given away."""
-        out = []
-        for i in particles.tolist():
-            if not self._free:
-                oldest = next(j for j in self._slots if j not in stay)
-                self._free.append(self._slots.pop(oldest))
-            self._slots[i] = self._free.pop()
-            out.append(self._slots[i])
-        return out
+    def _keep(self, particles: list[int], arrays: tuple, stay: set[int]) -> None:
+        """Write half-balls into rows of which those of `stay` are not given away; only what is written counts as there."""
+        while len(self._free) < len(particles):
+            self._free.append(self._slots.pop(next(j for j in self._slots if j not in stay)))
+        rows = self._free[: len(particles)]
+        at = self.device.put(np.array(rows, np.int64))
+        for kept, array in zip((self.masked, self.unmasked, self.weight), arrays, strict=True):
+            kept[at] = array
+        self.device.synchronize()
+        del self._free[: len(particles)]
+        self._slots.update(zip(particles, rows, strict=True))
 
     def fetch_ahead(self, particles: Particles, index: np.ndarray, current: np.ndarray) -> None:
         """Bring the next mini-batch's particles here in the background, on a stream of its own, while `current` computes."""
@@ -100,7 +97,7 @@ class Store:
             return
 
         def fetch() -> None:
-            with self.device.uploading():
+            with suppress(Exception), self.device.uploading():  # an error is met again where it counts
                 self.load(particles, index, current.tolist())
 
         self._ahead = _reader().submit(fetch)
