@@ -10,14 +10,14 @@ import pytest
 
 import vdamkit as vk
 from vdamkit.backend.cuda import CudaDevice
-from vdamkit.backend.device import OutOfDeviceMemory
+from vdamkit.backend.device import DeviceLost, OutOfDeviceMemory
 from vdamkit.errors import InputError, SettingsError
 from vdamkit.imaging.device_projector import DeviceProjector
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.projector import get_projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
-from vdamkit.vdam.batched.store import Store
+from vdamkit.vdam.batched.store import Store, _reader
 
 OPTIONS = {"mini_batches": 12, "symmetry": "C1", "mask_diameter": 220.0, "batch_initial": 10, "batch_final": 12, "threads": 1,
            "offset_range": 1.0, "offset_step": 1.0, "max_significant": 12, "seed": 3}  # fmt: skip
@@ -28,6 +28,15 @@ CHUNKS = 5e-3  # what another division into chunks may change: negative sums of 
 
 def session(few_particles, device="cuda", **options) -> vk.Session:
     return vk.Session(few_particles, vk.Settings(**OPTIONS | {"device": device} | options))
+
+
+@pytest.fixture
+def no_collector():
+    """Nothing is freed but what nobody refers to."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +166,51 @@ def test_free_gives_the_memory_back(stub, few_particles):
     gc.collect()
     assert pool.used_bytes() == 0
     assert job.step().iteration == 3
+
+
+def test_memory_goes_with_the_last_session(stub, few_particles, no_collector):
+    """What is on a device stays while a session or its branch computes there, no longer."""
+    job, pool = session(few_particles, batch_initial=3, batch_final=3), stub.get_default_memory_pool()
+    job.step()
+    branch = job.branch()
+    job.change(device="cpu")
+    _reader().submit(int).result()  # nothing is on the way any more
+    assert pool.used_bytes() > 100_000
+    del branch
+    assert pool.used_bytes() == 0
+
+
+ERRORS = {
+    OutOfDeviceMemory: ["CuFFTError CUFFT_ALLOC_FAILED", "CuFFTError CUFFT_INTERNAL_ERROR", "MemoryError std::bad_alloc",
+                        "CUBLASError CUBLAS_STATUS_NOT_INITIALIZED", "CUBLASError CUBLAS_STATUS_ALLOC_FAILED",
+                        "CUDARuntimeError cudaErrorMemoryAllocation: out of memory", "OutOfMemoryError Out of memory"],
+    DeviceLost: ["CUDARuntimeError cudaErrorLaunchFailure: unspecified launch failure", "CuFFTError CUFFT_EXEC_FAILED",
+                 "CUBLASError CUBLAS_STATUS_EXECUTION_FAILED"],
+    RuntimeError: ["RuntimeError generator raised StopIteration"],
+    MemoryError: ["_ArrayMemoryError Unable to allocate 3 GiB for an array"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "said"), [(kind, said) for kind, all_said in ERRORS.items() for said in all_said])
+def test_what_an_error_of_cupy_means(stub, wanted, said):
+    """That memory ran out, that the device is lost, or nothing that concerns it."""
+    name, _, text = said.partition(" ")
+    base = MemoryError if "Memory" in name else RuntimeError
+    error = base if name == base.__name__ else type(name, (base,), {})
+    with pytest.raises(wanted, match=text) as caught, CudaDevice(0).active():
+        raise error(text)
+    assert caught.type in (wanted, error)
+
+
+def test_uploads_share_a_stream(stub, monkeypatch):
+    """CuPy's pool keeps memory apart by stream, so a new one each time would never find what was used before."""
+    made, stream = [], stub.cuda.Stream
+    monkeypatch.setattr(stub.cuda, "Stream", lambda **options: made.append(1) or stream(**options))
+    device = CudaDevice(1)
+    for _ in range(3):
+        with device.uploading():
+            assert stub.zeros(3).device.id == 1
+    assert made == [1]
 
 
 def test_a_lost_device_leaves_a_session_on_the_cpu(stub, few_particles, on_cpu):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -166,7 +167,10 @@ def get_backend(device: str = "cpu", threads: int | None = None, device_memory: 
     from vdamkit.backend.cuda import CudaDevice
 
     memory = None if device_memory is None else int(device_memory * 2**30)
-    return Backend(threads, tuple(CudaDevice(number, memory) for number in numbers))
+    backend = Backend(threads, tuple(CudaDevice(number, memory) for number in numbers))
+    for device in backend.devices:  # whose tables know it again: without this their memory waits for the garbage collector
+        weakref.finalize(backend, device.tables.clear).atexit = False
+    return backend
 
 
 def device_numbers(device: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ from vdamkit.backend.twins import TILE
 from vdamkit.errors import SettingsError
 
 THREADS = 256
+FULL = ("OutOfMemoryError", "MemoryError")  # of CuPy's pool, of C++ code that it served; NumPy's own has another name
+FAILURES = ("CUDARuntimeError", "CUDADriverError", "CUBLASError", "CuFFTError")
+NO_MEMORY = ("MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUFFT_INTERNAL_ERROR")
+# the last two: where cuBLAS finds no room for a handle, or cuFFT for a plan
 
 
 def _cupy(device: str) -> Any:
@@ -45,17 +49,14 @@ class CudaDevice(Device):
     """
 
     def __init__(self, number: int, memory: int | None = None):
+        super().__init__(memory)
         self.name = f"cuda:{number}"
         self.xp = _cupy(self.name)
         count = self.xp.cuda.runtime.getDeviceCount()
         if number >= count:
             raise SettingsError(f"device is {self.name!r} but this machine has {count} GPU(s); the last is 'cuda:{count - 1}'")
         self._device = self.xp.cuda.Device(number)
-        self.kernels = CudaKernels(self)
-        self.memory = memory
-        self.tables = {}
-        self.halvings = 0
-        self.kept = 0
+        self.kernels = CudaKernels(self.xp)
 
     @property
     def description(self) -> str:
@@ -113,26 +114,27 @@ class CudaDevice(Device):
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The device for this thread, CuPy's and cuBLAS's errors in our words; a device without memory can go on, a lost one
-        cannot."""
-        cuda = self.xp.cuda
+        """The device for this thread; errors of CuPy and its libraries in our words: a device without memory can go on, a lost
+        one cannot."""
         try:
             with self._device:
                 yield
-        except cuda.memory.OutOfMemoryError as problem:
-            raise OutOfDeviceMemory(f"{self.name} has no memory left ({problem})") from None
-        except RuntimeError as problem:
-            kind = type(problem).__name__
-            if kind not in ("CUDARuntimeError", "CUDADriverError", "CUBLASError"):
-                raise
-            text = str(problem)
-            if "MemoryAllocation" in text or "OUT_OF_MEMORY" in text or "ALLOC_FAILED" in text:
+        except (MemoryError, RuntimeError) as problem:
+            kind, text = type(problem).__name__, str(problem)
+            if kind in FULL or (kind in FAILURES and any(word in text for word in NO_MEMORY)):
                 raise OutOfDeviceMemory(f"{self.name} has no memory left ({text})") from None
-            raise DeviceLost(f"{self.name} does not answer any more ({text})") from None
+            if kind in FAILURES:
+                raise DeviceLost(f"{self.name} does not answer any more ({text})") from None
+            raise
+
+    @cached_property
+    def _upload_stream(self) -> Any:
+        """The same for all uploads: CuPy's pool keeps memory apart by stream."""
+        return self.xp.cuda.Stream(non_blocking=True)
 
     @contextmanager
     def uploading(self) -> Iterator[None]:
-        with self.active(), self.xp.cuda.Stream(non_blocking=True):
+        with self.active(), self._upload_stream:
             yield
 
     def synchronize(self) -> None:
@@ -149,8 +151,8 @@ class CudaDevice(Device):
 class CudaKernels:
     """The kernels of the .cu files, called as their twins are; compiled at first use (CuPy keeps what it compiled on disc)."""
 
-    def __init__(self, device: CudaDevice):
-        self._device = device
+    def __init__(self, cupy: Any):
+        self._cupy = cupy
         self._modules: dict[np.dtype, Any] = {}
 
     def _run(self, name: str, real: np.dtype, grid: tuple[int, ...], *arguments: Any, threads: int = THREADS) -> None:
@@ -159,7 +161,7 @@ class CudaKernels:
         if real not in self._modules:
             kind = ("-DREAL=float", "-DCOMPLEX=float2", "-DSINGLE") if real == np.float32 else (
                 "-DREAL=double", "-DCOMPLEX=double2")  # fmt: skip
-            self._modules[real] = self._device.xp.RawModule(code=_source(), options=("-std=c++17", *kind))
+            self._modules[real] = self._cupy.RawModule(code=_source(), options=("-std=c++17", *kind))
         self._modules[real].get_function(name)(grid, (threads,), arguments)
 
     def tilt(self, cube, turns, source, source_at, half_width, slabs) -> None:
