@@ -17,7 +17,10 @@ from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.projector import get_projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
+from vdamkit.vdam.accumulate import Sums
+from vdamkit.vdam.batched.engine import Engine
 from vdamkit.vdam.batched.store import Store, _reader
+from vdamkit.vdam.batched.visit import _total
 
 OPTIONS = {"mini_batches": 12, "symmetry": "C1", "mask_diameter": 220.0, "batch_initial": 10, "batch_final": 12, "threads": 1,
            "offset_range": 1.0, "offset_step": 1.0, "max_significant": 12, "seed": 3}  # fmt: skip
@@ -129,6 +132,36 @@ def test_memory_that_runs_out(stub, few_particles, on_cpu):
     same(job, on_cpu, tolerance=CHUNKS)
 
 
+def test_memory_that_runs_out_between_chunks(stub, few_particles, monkeypatch):
+    """While sums are added: the chunk is done again, and progress does not count it twice."""
+    add, fractions, failures = Sums.__add__, [], [OutOfDeviceMemory("full")]
+
+    def once_full(sums, other):
+        if failures:
+            raise failures.pop()
+        return add(sums, other)
+
+    monkeypatch.setattr(Engine, "particles_at_once", lambda engine: 1)
+    monkeypatch.setattr(Sums, "__add__", once_full)
+    job = session(few_particles, batch_initial=2, batch_final=2, max_significant=2)
+    job.listeners.append(lambda stage, fraction: fractions.append(fraction))
+    job.step()
+    assert job.report.n_particles == 2 and len(job.report.notes) == 1
+    assert max(fractions) <= 1
+
+
+def test_sums_of_two_devices_take_no_more_room(stub):
+    """On the first device, which has room for its own alone."""
+    devices, totals = (CudaDevice(0), CudaDevice(1)), {}
+    for device in devices:
+        with device.active():
+            totals[device] = Sums(device.xp.ones((1, 2, 3, 1000), np.float32), *4 * [np.ones(1)], 1.0, np.ones(1))
+    stub.limit(0, stub.get_default_memory_pool().used_bytes())
+    total = _total(devices, totals)
+    with devices[0].active():
+        assert (devices[0].get(total.cubes) == 2).all() and total.noise == [2] and total.offset2 == 2
+
+
 def test_memory_that_is_never_enough(stub, few_particles):
     """One clear error, the state before is kept, and the CPU can go on from it."""
     job = session(few_particles)
@@ -170,7 +203,7 @@ def test_free_gives_the_memory_back(stub, few_particles):
 
 def test_memory_goes_with_the_last_session(stub, few_particles, no_collector):
     """What is on a device stays while a session or its branch computes there, no longer."""
-    job, pool = session(few_particles, batch_initial=3, batch_final=3), stub.get_default_memory_pool()
+    job, pool = session(few_particles, batch_initial=3, batch_final=3, max_significant=2), stub.get_default_memory_pool()
     job.step()
     branch = job.branch()
     job.change(device="cpu")
@@ -303,6 +336,17 @@ def test_store_fetches_ahead(stub):
     assert particles.asked == [1, 2, 3, 4, 5, 6]
     store.fetch_ahead(particles, np.arange(10, 15), np.array([1, 2, 3]))
     assert store._ahead is None
+
+
+def test_the_next_mini_batch_is_fetched_during_the_last_chunk(stub, few_particles, monkeypatch):
+    """Not earlier: chunks that are still to come would wait for it."""
+    asked = []
+    for name in ("gather", "fetch_ahead"):
+        act = getattr(Store, name)
+        monkeypatch.setattr(Store, name, lambda *given, name=name, act=act: asked.append(name) or act(*given))
+    monkeypatch.setattr(Engine, "particles_at_once", lambda engine: 1)
+    session(few_particles, batch_initial=2, batch_final=2, max_significant=2).step()
+    assert asked == ["gather", "gather", "fetch_ahead"]
 
 
 def test_an_error_while_fetching_ahead_is_met_again_where_it_counts(stub):

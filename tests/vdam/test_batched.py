@@ -1,8 +1,10 @@
 """The batched engine against the one on threads, which the other tests hold against definitions: same weights, same sums."""
 
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from vdamkit.vdam.batched import posterior as batched
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries
 from vdamkit.vdam.batched.gradients import half_gradients as batched_gradients
+from vdamkit.vdam.batched.visit import share_out
 from vdamkit.vdam.moments import half_gradients
 from vdamkit.vdam.search import Candidates, Level
 
@@ -144,6 +147,30 @@ def test_small_pieces_give_the_same():
     for name in SUMS:
         a, b = np.asarray(getattr(whole[1], name)), np.asarray(getattr(pieces[1], name))
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12 * np.abs(a).max(), err_msg=name)
+
+
+def test_chunks_go_to_devices_in_turn(monkeypatch):
+    """Each device in its own thread, the same next time; a last chunk that has no room is still the last when halved."""
+    monkeypatch.setattr(Engine, "particles_at_once", lambda engine: 3)
+    devices, seen = (Device(), Device()), []
+    search = SimpleNamespace(dtype="float32", backend=Backend(1, devices))
+
+    def task(engine, chunk, last):
+        seen.append((devices.index(engine.device), threading.current_thread(), chunk.tolist(), last))
+        if chunk.tolist() == [6, 7, 8]:
+            raise OutOfDeviceMemory("full")
+        return chunk.tolist()
+
+    for _ in range(2):
+        found, notes = share_out(search, np.arange(12), task, tf32=False)
+        assert found == [[0, 1, 2], [3, 4, 5], [6], [7, 8], [9, 10, 11]] and len(notes) == 1
+    chunks = {number: [(chunk, last) for who, _, chunk, last in seen if who == number] for number in (0, 1)}
+    assert chunks[0] == 2 * [([0, 1, 2], False), ([6, 7, 8], True), ([6], False), ([7, 8], True)]
+    assert chunks[1] == 2 * [([3, 4, 5], False), ([9, 10, 11], True)]
+    assert len({(number, thread) for number, thread, *_ in seen}) == 2 == len({thread for _, thread, *_ in seen})
+    with devices[0].thread() as one, devices[0].thread() as other:
+        assert one.submit(threading.current_thread).result() in {thread for _, thread, *_ in seen}
+        assert other is not one, "a mini-batch that is paused does not hold up another"
 
 
 # TF32 ----------------------------------------------------------------------------------------------------------------

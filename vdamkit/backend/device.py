@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ class Device:
         self.tables: dict = {}  # what stays on the device from mini-batch to mini-batch, by whoever made it
         self.halvings = 0
         self.kept = 0
+        self._idle: list[Executor] = []  # threads that nobody uses now
 
     @cached_property
     def kernels(self) -> Any:
@@ -104,6 +106,21 @@ class Device:
         """As :meth:`active`, for a thread that brings data while others compute."""
         with self.active():
             yield
+
+    @contextmanager
+    def thread(self) -> Iterator[Executor]:
+        """A thread for work on this device, time and again the same: libraries keep handles and plans for each thread.
+
+        Whoever comes while it is in use gets another, as a mini-batch that is paused keeps its own.
+        """
+        try:
+            mine = self._idle.pop()
+        except IndexError:
+            mine = ThreadPoolExecutor(1, thread_name_prefix=f"vdamkit-{self.name}")
+        try:
+            yield mine
+        finally:
+            self._idle.append(mine)
 
     def synchronize(self) -> None:
         """Wait for what this thread asked for."""

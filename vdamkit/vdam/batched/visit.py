@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -43,12 +45,12 @@ def visit(
     totals: dict[Device, Sums] = {}  # of the chunks each device has done
     ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
 
-    def task(engine: Engine, chunk: np.ndarray) -> Found:
-        """Read, search and sum one chunk on one device."""
+    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found:
+        """Read, search and sum one chunk on one device; its last one leaves time to fetch for the next mini-batch."""
         part = progress.part(len(chunk))
         laps = [time.perf_counter()]
         part("read", 0.0)(0.0)
-        batch, complaints = make_batch(engine, state, particles, chunk, ahead.pop(engine.device, None))
+        batch, complaints = make_batch(engine, state, particles, chunk, ahead.pop(engine.device, None) if last else None)
         with lock:
             bad.update(complaints)
             too_many_bad(bad, len(index))
@@ -61,10 +63,10 @@ def visit(
         with lock:
             for stage, seconds in zip(("read", "E-step", "M-step"), np.diff(laps).tolist(), strict=True):
                 clock[stage] = clock.get(stage, 0) + seconds
-        progress.done(len(chunk))
         poses = poses_of(search, batch, found, particles.pixel_size)
         mine = totals.get(engine.device)
-        totals[engine.device] = sums if mine is None else mine + sums  # last: what fails above is done again
+        totals[engine.device] = sums if mine is None else mine + sums
+        progress.done(len(chunk))  # and nothing that can fail after the sums: what fails is done again
         return poses
 
     found, notes = share_out(search, index, task, tf32=settings.tf32)
@@ -72,17 +74,18 @@ def visit(
 
 
 def _total(devices: tuple[Device, ...], totals: dict[Device, Sums]) -> Sums:
-    """The sums of all devices, on the first."""
-    first, *others = devices
-    sums = totals[first]
-    for device in others:
-        if device not in totals:
-            continue
-        with device.active():
-            cubes = device.get(totals[device].cubes)
-        with first.active():
-            sums = sums + replace(totals[device], cubes=first.put(cubes))
-    return sums
+    """The sums of all devices, on the first; added up by the host, so that they need no more room there than its own did."""
+    first, parts = devices[0], []
+    if list(totals) == [first]:
+        return totals[first]
+    for device in devices:
+        if device in totals:
+            with device.active():
+                cubes = device.get(totals[device].cubes)
+            parts.append(replace(totals.pop(device), cubes=cubes))
+    total = reduce(Sums.__add__, parts)
+    with first.active():
+        return replace(total, cubes=first.put(total.cubes))
 
 
 def find_poses(
@@ -91,7 +94,7 @@ def find_poses(
     """The best pose of each of some particles, without sums; and a sentence about each that cannot be used."""
     bad: dict[int, str] = {}
 
-    def task(engine: Engine, chunk: np.ndarray) -> Found:
+    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found:
         """Read and search one chunk on one device."""
         batch, complaints = make_batch(engine, state, particles, chunk)
         bad.update(complaints)
@@ -101,11 +104,12 @@ def find_poses(
 
 
 def share_out(
-    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray], T], *, tf32: bool
+    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray, bool], T], *, tf32: bool
 ) -> tuple[list[T], tuple[str, ...]]:
     """Results of `task` for chunks of particles, in the order of `index`; chunks go to the devices in turn.
 
-    Where a device has no memory left for a chunk, it is done in halves from then on, and a note says so.
+    The task is also told whether a chunk is its device's last. Where a device has no memory left for a chunk, it is done in
+    halves from then on, and a note says so.
 
     Raises
     ------
@@ -117,11 +121,12 @@ def share_out(
     with devices[0].active():
         size = min(engines[0].particles_at_once(), -(-len(index) // len(devices)))
     chunks = [index[first : first + size] for first in range(0, len(index), size)]
+    ends = {int(chunk[-1]) for chunk in chunks[-len(devices) :]}  # particles, as chunks may be halved
 
     def attempt(engine: Engine, chunk: np.ndarray) -> list[T] | None:
         try:
             with engine.device.active():
-                return [task(engine, chunk)]
+                return [task(engine, chunk, int(chunk[-1]) in ends)]
         except OutOfDeviceMemory:
             return None  # only after this block is what the failed attempt held let go
 
@@ -132,9 +137,19 @@ def share_out(
     if len(devices) == 1:
         done = serve(0)
     else:
-        with ThreadPoolExecutor(len(devices), thread_name_prefix="vdamkit-device") as pool:
-            done = sorted((item for part in pool.map(serve, range(len(devices))) for item in part), key=lambda item: item[0])
+        done = sorted(_side_by_side(devices, serve), key=lambda item: item[0])
     return [result for _, results in done for result in results], tuple(notes)
+
+
+def _side_by_side(devices: tuple[Device, ...], serve: Callable[[int], list[T]]) -> list[T]:
+    """What ``serve(number)`` returns for all devices, each served by a thread of its own; all have ended when this does."""
+    with ExitStack() as stack:
+        threads = [stack.enter_context(device.thread()) for device in devices]
+        begun = [thread.submit(serve, number) for number, thread in enumerate(threads)]
+        try:
+            return [item for future in begun for item in future.result()]
+        finally:
+            wait(begun)
 
 
 def _in_halves(engine: Engine, chunk: np.ndarray, attempt: Callable, notes: list[str]) -> list[T]:
