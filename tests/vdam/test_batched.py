@@ -14,7 +14,7 @@ from test_posterior import grid_poses, tick
 import vdamkit as vk
 from vdamkit.backend import Backend
 from vdamkit.backend.device import Device, OutOfDeviceMemory
-from vdamkit.imaging.device_projector import device_projector
+from vdamkit.imaging.device_projector import DeviceProjector, device_projector, reached_points
 from vdamkit.imaging.projector import PaddedGrid, get_projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
@@ -147,6 +147,37 @@ def test_small_pieces_give_the_same():
     for name in SUMS:
         a, b = np.asarray(getattr(whole[1], name)), np.asarray(getattr(pieces[1], name))
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12 * np.abs(a).max(), err_msg=name)
+
+
+def test_sums_leave_the_device_together():
+    """Only sums over shells, once: to wait for a device costs more than to add up."""
+
+    class Counting(Device):
+        got = 0
+
+        def get(self, array):
+            self.got += 1
+            return super().get(array)
+
+    search, batch, raw = problem(TWO)
+    engine = Engine(search, Counting())
+    particles = on_device(engine, batch, raw)
+    found = batched.run_search(engine, particles, None, tick)
+    before = engine.device.got
+    sums = batched_sums.accumulate(engine, particles, found, 3, COARSE, tick)
+    assert engine.device.got == before + 1
+    assert not sums.noise[2].any() and not sums.noise_weight[2].any(), "an optics group that no particle has"
+
+
+def test_tables_of_a_projector():
+    """Points that cylinders reach come in blocks of 8 × 8 × 4; shells hold the voxels of the half-ball alone."""
+    projector, tables = get_projector(24, 11, "float64"), DeviceProjector(get_projector(24, 11, "float64"), Device())
+    points = reached_points(projector)
+    x, y, z = points + np.array([[0], [projector.grid.half_width], [projector.grid.half_width]])
+    block = np.stack([z // 4, y // 8, x // 8])
+    assert (np.diff(block) != 0).any(0).sum() + 1 == len(np.unique(block, axis=1).T) > 50
+    np.testing.assert_array_equal(np.lexsort((x, y, z, *block[::-1])), np.arange(len(x)))
+    np.testing.assert_array_equal(tables.shell_sums(np.ones((1, len(tables.order))))[0], np.bincount(projector.ball.shell))
 
 
 def test_chunks_go_to_devices_in_turn(monkeypatch):

@@ -82,9 +82,10 @@ class DeviceProjector:
         self._turned = device.put(((start[self._column_of[:, pairs]] + kz) // 2).astype(np.int32))
         self.k = device.put(self.in_order(projector.ball.k.T).T.astype(np.int32))
         self.friedel = device.put(self.in_order(projector.ball.weight))
-        self.shell = device.put(self.in_order(projector.ball.shell))
-        shells = np.arange(projector.ball.n_shells)
-        self._in_shell = device.put(self.in_order((projector.ball.shell == shells[:, None]).astype(np.float64)).T)
+        shell = self.in_order(projector.ball.shell)
+        self.shell = device.put(shell)
+        in_shell = (shell[:, None] == np.arange(projector.ball.n_shells)) & (self.order >= 0)[:, None]
+        self._in_shell = device.put(in_shell.astype(np.float64))
         self.depth = projector.radius + projector.radius % 2  # of a cylinder
         column, kz = np.divmod(projector.source_at, projector.radius)
         at = column * self.depth + kz
@@ -112,8 +113,8 @@ class DeviceProjector:
         return np.where(self.order < 0, values.dtype.type(0), values[..., self.order])
 
     def shell_sums(self, values: Any) -> np.ndarray:
-        """Sums over shells of values `(m, n)` on the device; float64 `(m, n_shells)` on the host, no Friedel weights."""
-        return self.device.get(values.astype(np.float64) @ self._in_shell)
+        """Sums over shells of float64 values `(m, n)` on the device; `(m, n_shells)` on the host, no Friedel weights."""
+        return self.device.get(values @ self._in_shell)
 
     def columns_of(self, values: Any, rows: np.ndarray, order: np.ndarray | None = None) -> Any:
         """Rows of `values` `(m, ≥ n)`, which are in the half-ball's order (or lie at `order`), in the device's: `(rows, n)`."""
@@ -225,8 +226,9 @@ def reached_points(projector: Projector) -> np.ndarray:
     reach = np.sqrt((projector.source**2).sum(0).max()) + np.sqrt(3) / PAD
     k, _ = points_within(half, reach)
     x, y, z = k + np.array([[0], [half], [half]])
-    order = np.lexsort((x, y, z, x // 8, y // 8, z // 4))
-    return k[:, order].astype(np.int32)
+    place = (z // 4, y // 8, x // 8, z % 4, y % 8, x % 8)
+    key = np.ravel_multi_index(place, (*3 * [half + 1], 4, 8, 8))  # one number: much faster to sort by than six
+    return k[:, np.argsort(key)].astype(np.int32)
 
 
 def device_projector(projector: Projector, device: Device) -> DeviceProjector:

@@ -45,9 +45,9 @@ def accumulate(
         information[k] += sums.information.sum(0, dtype=np.float64)
         projector.scatter(turns, sums.gradient, sums.total, cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
-    power = projector.shell_sums(information)
-    noise, noise_weight = _own_power(engine, batch, n_optics)
-    noise = noise + projector.shell_sums(residual * projector.friedel)
+    own, weight = _own_power(engine, batch, n_optics)
+    voxels = xp.concatenate([information, (own + residual) * projector.friedel, weight * projector.friedel])
+    power, noise, noise_weight = np.split(projector.shell_sums(voxels), [classes, classes + n_optics])
     class_weight, direction_weight = _class_sums(engine, found, coarse)
     offset2 = -2 * search.sigma_offset**2 * float(found.moment.sum())
     return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, direction_weight, offset2, power)
@@ -110,13 +110,14 @@ class Members:
         return out
 
 
-def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
-    """Σ |b'|² and Σ w' per optics group and shell."""
-    projector = engine.projector(engine.search.levels[-1].radius)
-    own = (batch.raw.real**2 + batch.raw.imag**2, batch.raw_weight)
-    sums = (projector.shell_sums(values * projector.friedel) for values in own)
-    in_group = (batch.optics == np.arange(n_optics)[:, None]).astype(np.float64)
-    power, weight = (in_group @ values for values in sums)
+def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[Any, Any]:
+    """Σ |b'|² and Σ w' over each optics group's particles, `(G, n)` float64 on the device."""
+    power, weight = (engine.device.xp.zeros((n_optics, batch.raw.shape[1])) for _ in range(2))
+    own = batch.raw.real**2 + batch.raw.imag**2
+    for group in np.unique(batch.optics).tolist():
+        mine = engine.put(np.flatnonzero(batch.optics == group), np.int64)
+        power[group] = own[mine].sum(0, dtype=np.float64)
+        weight[group] = batch.raw_weight[mine].sum(0, dtype=np.float64)
     return power, weight
 
 
