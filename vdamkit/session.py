@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-
 from vdamkit.backend import Backend, get_backend
 from vdamkit.backend.device import DeviceLost
 from vdamkit.control import Control
@@ -22,17 +19,13 @@ from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.start import initial_state
+from vdamkit.views import Views
 
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
-    from vdamkit.notebook import Picture
-    from vdamkit.notebook.panel import Panel
-    from vdamkit.notebook.viewer import View
-    from vdamkit.scoring import ParticlePosterior
-    from vdamkit.verdict import Verdict
 
 
-class Session(Edits):
+class Session(Edits, Views):
     """A de novo initial model that is advanced one mini-batch at a time.
 
     Parameters
@@ -108,41 +101,9 @@ class Session(Edits):
         """Å per px of the maps."""
         return self.particles.pixel_size
 
-    @property
-    def maps(self) -> np.ndarray:
-        """Maps of all classes in the grey values of the data, `(K, N, N, N)` float32 zyx."""
-        state = self.state
-        return (state.maps / state.grey_scale).astype(np.float32)
-
-    @property
-    def map(self) -> np.ndarray:
-        """Map of the most populated class, `(N, N, N)` float32 zyx."""
-        return self.maps[int(np.argmax(self.state.class_probability))]
-
-    @property
-    def poses(self) -> pd.DataFrame:
-        """Every particle's pose under RELION's column names; `rlnClassNumber` 0 marks one never visited."""
-        from vdamkit.io.relion_output import pose_columns
-
-        return pd.DataFrame(pose_columns(self.state))
-
-    @property
-    def history(self) -> pd.DataFrame:
-        """One row per node of the history tree, the current line's nodes marked in `on_line`."""
-        self._ensure_start()
-        line = set(self.line())
-        rows = [node.row() | {"on_line": node.number in line} for node in self._history.nodes]
-        return pd.DataFrame(rows).set_index("node")
-
     def line(self) -> list[int]:
         """Node numbers from the start to the current state."""
         return [node.number for node in self._history.line()]
-
-    def reports(self) -> list[StepReport]:
-        """Reports of the current line, oldest first; after a resume also those of before (without timings)."""
-        line = [node.report for node in self._history.line() if node.report is not None]
-        # a node without a mini-batch of its own, such as symmetry applied, bears the report before it
-        return self._earlier + [report for i, report in enumerate(line) if i == 0 or report is not line[i - 1]]
 
     # moving ---------------------------------------------------------------------------------------------------------
 
@@ -273,49 +234,6 @@ class Session(Edits):
         """An independent session on the same particles that begins anew, with some options changed, such as the seed."""
         settings = self._pending.replace(**options)
         return Session(settings=settings, particle_set=self.particles)
-
-    # results --------------------------------------------------------------------------------------------------------
-
-    def posterior(self, particle: int) -> ParticlePosterior:
-        """One particle's posterior against the current map: see :func:`vdamkit.scoring.particle_posterior`."""
-        from vdamkit.scoring import particle_posterior
-
-        return particle_posterior(self.state, self._pending, self._source, get_backend("cpu", self._pending.threads), particle)
-
-    def verdict(self, other: Session | None = None) -> Verdict:
-        """Whether the run converged and the map is more than a blob, in plain words; `other`: a run with another seed."""
-        from vdamkit.verdict import judge
-
-        return judge(self, other)
-
-    # to see and touch -----------------------------------------------------------------------------------------------
-
-    def panel(self, *, truth: str | Path | np.ndarray | None = None) -> Panel:
-        """The control panel, for a notebook: knobs, buttons, and pictures that follow the run.
-
-        truth: a map to compare with, where it is known. An earlier panel of this session is closed. Needs vdamkit[notebook].
-        """
-        from vdamkit.notebook import open_panel
-
-        return open_panel(self, truth)
-
-    def picture(self, what: str = "map", **options: Any) -> Picture:
-        """A picture of the current state: "map", "resolution", "orientations", "convergence" or "symmetry"; it can be saved.
-
-        Options: see :func:`vdamkit.notebook.picture_of`.
-        """
-        from vdamkit.notebook import picture_of
-
-        return picture_of(self, what, **options)
-
-    def show(self, view: str = "map", **options: Any) -> View:
-        """The maps (`view="map"`) or a tomogram's particles (`"tomogram"`) in napari or an inline 3D view; follows the run.
-
-        Options: see :class:`vdamkit.notebook.viewer.View`. `close()` takes it away. Needs vdamkit[viewer] for napari.
-        """
-        from vdamkit.notebook import open_view
-
-        return open_view(self, view, options)
 
     # disc -----------------------------------------------------------------------------------------------------------
 
