@@ -15,6 +15,7 @@ from vdamkit import __version__
 from vdamkit.cli import COMMANDS, cli
 from vdamkit.cli_data import HELP
 from vdamkit.cli_options import FLAGS
+from vdamkit.errors import OutputError
 from vdamkit.io.checkpoint import load_checkpoint
 from vdamkit.settings import Settings
 from vdamkit.simulate import SimulationSettings, simulate
@@ -115,6 +116,46 @@ def test_overwrite_leaves_no_old_files(tiny, tmp_path):
     assert call("run", data, "--o", tmp_path / "job", "--iter", 2, *JOB)[0] == 0
     assert call("run", data, "--o", tmp_path / "job", "--iter", 1, "--overwrite", *JOB)[0] == 0
     assert not list((tmp_path / "job").glob("run_it002*"))
+
+
+RELION_JOB = ("run_it200_model.star", "run_it200_class001.mrc", "run_it200_data.star", "initial_model.mrc")
+A_PERSONS = ("initial_model_sharpened_by_me.mrc", "run_it200_class001_masked.mrc", "note.txt")
+
+
+def test_results_that_are_not_vdamkits_are_not_written_over(tiny, tmp_path):
+    """A RELION job has such names too; with --overwrite its files go, and nothing else does."""
+    folder, arguments = tmp_path / "job", ("run", tiny / "stacks2d" / "optimisation_set.star", "--iter", 1, *JOB)
+    folder.mkdir()
+    for name in RELION_JOB + A_PERSONS:
+        (folder / name).write_text("precious")
+    code, _, err = call(*arguments, "--o", folder)
+    assert code == 2 and "already holds files of another job, such as initial_model.mrc" in err and "resume" not in err
+    assert {path.name for path in folder.iterdir()} == {*RELION_JOB, *A_PERSONS}
+    assert call(*arguments, "--o", folder, "--overwrite")[0] == 0
+    assert not [path for path in folder.glob("run_it200_*") if path.name in RELION_JOB]
+    assert all((folder / name).read_text() == "precious" for name in A_PERSONS)
+
+
+def test_an_empty_folder_name_is_not_the_current_folder(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("run", tiny / "stacks2d" / "optimisation_set.star", "--o", "", *JOB)
+    assert code == 2 and "--o" in err and not list(tmp_path.iterdir())
+
+
+def test_a_full_disc_is_said_with_what_is_on_it(tiny, tmp_path, monkeypatch):
+    """The mini-batch that found no room is not among what is kept."""
+    from vdamkit import storage
+
+    save = storage.save_checkpoint
+
+    def full(path, state, *rest):
+        if state.iteration == 2:
+            raise OutputError(f"{path}: could not be written (No space left on device)")
+        save(path, state, *rest)
+
+    monkeypatch.setattr(storage, "save_checkpoint", full)
+    code, _, err = call("run", tiny / "stacks2d" / "optimisation_set.star", "--o", tmp_path / "job", "--iter", 3, *JOB)
+    assert code == 2 and "No space left" in err and "Mini-batches up to 1 are kept" in err
 
 
 def test_resume_says_what_changed_and_goes_on_to_the_end(tiny, tmp_path):
@@ -237,7 +278,7 @@ def test_simulate_writes_a_data_set(tmp_path):
 
 
 def test_the_demo_ends_with_a_picture(tiny, tmp_path):
-    from vdamkit.demo import run_demo
+    from vdamkit.demo import is_demo, run_demo
 
     said = []
     result = run_demo(tmp_path / "demo", mini_batches=2, data=tiny, threads=1, progress=False, say=said.append)
@@ -245,6 +286,8 @@ def test_the_demo_ends_with_a_picture(tiny, tmp_path):
     assert result.map.exists() and result.aligned_map.exists()
     assert any("sphere of 100 Å: FSC 0.5 at" in line for line in said)
     assert str(result.picture) in said[-1]
+    data = tiny / "stacks2d" / "optimisation_set.star"
+    assert is_demo(tmp_path / "demo", data) and not is_demo(tmp_path / "demo", "mine.star"), "another may replace it"
 
 
 # tutorial ---------------------------------------------------------------------------------------------------------------

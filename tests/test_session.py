@@ -14,7 +14,7 @@ import pytest
 from helpers_vdamkit import hold
 
 import vdamkit as vk
-from vdamkit.errors import InputError, SettingsError
+from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.simulate import simulate
 from vdamkit.vdam.visit import Cancelled
@@ -177,6 +177,35 @@ def test_killed_run_resumes_to_the_same_end(folder, tmp_path):
 def test_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(InputError, match=r"checkpoint.npz"):
         vk.Session.resume(tmp_path)
+
+
+def test_another_run_is_not_written_over(folder, tmp_path):
+    """A cell that is executed again, a branch that saves to its parent's folder: refused before anything is written."""
+    star, out = folder / "stacks2d" / "optimisation_set.star", tmp_path / "job"
+    job = vk.Session(star, vk.Settings(**OPTIONS), output=out)
+    job.step()
+    with pytest.raises(OutputError, match=r"already holds a run \(mini-batch 1\).*Session.resume.*overwrite=True"):
+        vk.Session(star, vk.Settings(**OPTIONS), output=out)
+    branch = job.branch()
+    with pytest.raises(OutputError, match="already holds a run"):
+        branch.save(out)
+    assert branch.save(tmp_path / "other", final=False) and job.save()
+    copy = out / "checkpoint_1.npz"
+    copy.write_bytes((out / "checkpoint.npz").read_bytes())
+    again = vk.Session.resume(out)
+    assert again.step().iteration == vk.Session.resume(out).iteration == 2, "whoever resumed it goes on with it"
+    with pytest.raises(OutputError, match="mini-batch 2"):
+        vk.Session.resume(copy).save()
+    new = vk.Session(star, vk.Settings(**OPTIONS), output=out, overwrite=True)
+    assert vk.Session.resume(out).iteration == 2 and (out / "initial_model.mrc").exists(), "until something replaces it"
+    assert new.state and vk.Session.resume(out).iteration == 0 and not (out / "initial_model.mrc").exists()
+
+
+def test_a_folder_needs_a_name(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="no name"):
+        job.save("")
+    assert not list(tmp_path.iterdir())
 
 
 def test_small_batches_leave_flags_and_score_all_clears_them(folder):

@@ -56,40 +56,30 @@ def run(output: str, overwrite: bool, score_all: bool, **values: Any) -> None:
     A checkpoint is written after every mini-batch; 'vdamkit resume FOLDER' goes on from it.
     """
     from vdamkit.session import Session
-    from vdamkit.storage import prepare_folder
+    from vdamkit.storage import folder_of, prepare_folder
 
     settings = make_settings(values)
     particles = open_input(values)
-    folder = Path(output)
-    _refuse_or_clear(folder, overwrite)
+    folder = folder_of(output)
+    _refuse_folder(folder, overwrite)
     try:
-        session = Session(settings=settings, particle_set=particles, output=folder)
+        session = Session(settings=settings, particle_set=particles, output=folder, overwrite=overwrite)
     except SettingsError as error:
         raise in_flags(error) from None
     _refuse_bad_files(particles)
     prepare_folder(folder)
-    _remove_old(folder)
     finish(session, score_all)
 
 
-def _refuse_or_clear(folder: Path, overwrite: bool) -> None:
-    from vdamkit.storage import CHECKPOINT
+def _refuse_folder(folder: Path, overwrite: bool) -> None:
+    from vdamkit.storage import CHECKPOINT, other_run
 
-    if (folder / CHECKPOINT).exists() and not overwrite:
-        raise OutputError(
-            f"{folder} already holds a run; go on with 'vdamkit resume {folder}', choose another --o, or give --overwrite"
-        )
+    found = "" if overwrite else other_run(folder)
+    if found:
+        resume = f"go on with 'vdamkit resume {folder}', " if (folder / CHECKPOINT).exists() else ""
+        raise OutputError(f"{folder} {found}; {resume}choose another --o, or give --overwrite, which removes those files")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; choose a folder with --o")
-
-
-def _remove_old(folder: Path) -> None:
-    """Remove the files of an earlier run, so that the two never mix."""
-    from vdamkit.storage import CHECKPOINT
-
-    for pattern in (CHECKPOINT, "run_it[0-9][0-9][0-9]_*", "initial_model*", "run_optimisation_set.star"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def _refuse_bad_files(particles) -> None:
@@ -130,12 +120,14 @@ def advance(session) -> None:
 
 
 def _kept(session) -> str:
-    from vdamkit.storage import CHECKPOINT
+    """What is on disc, which a full one may have kept from being the last mini-batch."""
+    from vdamkit.storage import owns, saved_iteration
 
     folder = session.output
-    if folder is None or not (folder / CHECKPOINT).exists():
+    kept = saved_iteration(folder) if owns(session, folder) else None
+    if kept is None:
         return "Nothing had been computed yet."
-    return f"Mini-batches up to {session.iteration} are kept in {folder}; go on with: vdamkit resume {folder}"
+    return f"Mini-batches up to {kept} are kept in {folder}; go on with: vdamkit resume {folder}"
 
 
 # resume -------------------------------------------------------------------------------------------------------------

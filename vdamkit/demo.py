@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from vdamkit.compare import Match, PoseErrors, align, pose_errors
+from vdamkit.errors import InputError
+from vdamkit.io.checkpoint import load_checkpoint
 from vdamkit.io.mrc import read_map, write_mrc
 from vdamkit.io.star_tables import as_table, find_block, numeric_column, read_star
 from vdamkit.picture import contact_sheet
 from vdamkit.session import Session
 from vdamkit.settings import Settings
+from vdamkit.storage import CHECKPOINT
 from vdamkit.verdict import Verdict
 
 MINI_BATCHES = 24
@@ -77,7 +80,8 @@ def run_demo(
     output = Path(output)
     folder = Path(data) if data is not None else tutorial_data(output / "data", say=say)
     settings = Settings(**TUTORIAL, mini_batches=mini_batches, seed=seed, device=device, threads=threads)
-    session = Session(folder / "stacks2d" / "optimisation_set.star", settings, output=output)
+    star = folder / "stacks2d" / "optimisation_set.star"
+    session = Session(star, settings, output=output, overwrite=is_demo(output, star))
     say(
         f"{len(session.particles)} simulated particles of a C6 hexamer ({session.particles.box} px of "
         f"{session.pixel_size:g} Å), {mini_batches} mini-batches"
@@ -100,6 +104,14 @@ def run_demo(
     result = DemoResult(output / "initial_model.mrc", aligned, picture, match, errors, verdict, session)
     _tell(result, say)
     return result
+
+
+def is_demo(output: Path, star: Path) -> bool:
+    """Whether the run in `output` is an earlier demo, which may be replaced: one of the same optimisation set."""
+    try:
+        return load_checkpoint(output / CHECKPOINT)[3].get("optimisation_set") == str(star)
+    except InputError:
+        return False
 
 
 def _errors(session: Session, path: Path) -> PoseErrors:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vdamkit import storage
 from vdamkit.backend import Backend, get_backend
 from vdamkit.backend.device import DeviceLost
 from vdamkit.control import Control
@@ -33,6 +34,7 @@ class Session(Edits, Views):
     optimisation_set: path of a RELION `optimisation_set.star`; or give `particles` and `tomograms` (and `trajectories`).
     settings: all options of the job; default :class:`Settings`.
     output: folder for RELION's files and the checkpoint; None keeps everything in memory until :meth:`save`.
+    overwrite: replace a run that is in that folder, when the first files are written; else such a folder is refused.
 
     Examples
     --------
@@ -41,7 +43,7 @@ class Session(Edits, Views):
 
     Raises
     ------
-    InputError, SettingsError: one sentence with what is wrong, the value, the file and column, and the remedy.
+    InputError, SettingsError, OutputError: one sentence with what is wrong, the value, the file and column, and the remedy.
     """
 
     def __init__(
@@ -53,14 +55,19 @@ class Session(Edits, Views):
         tomograms: str | Path | None = None,
         trajectories: str | Path | None = None,
         output: str | Path | None = None,
+        overwrite: bool = False,
         particle_set: ParticleSet | None = None,
     ):
+        self.output = storage.folder_of(output) if output is not None else None
+        self._replaces = self.output if overwrite else None
+        self._folders: set[Path] = set()  # whose files are this session's own
+        if self.output is not None and not overwrite:
+            storage.refuse_other_run(self, self.output)
         self.particles = particle_set or open_particles(
             optimisation_set, particles=particles, tomograms=tomograms, trajectories=trajectories
         )
         settings = settings or Settings()
         check_mask(settings, self.particles)
-        self.output = Path(output) if output is not None else None
         self._backend = get_backend(settings.device, settings.threads, settings.device_memory)
         self._source = ParticleSource(self.particles, settings, self._backend)
         self._pending = settings
@@ -134,7 +141,7 @@ class Session(Edits, Views):
         self._history.append(state, settings, report)
         self._tell()
         if self.output is not None:
-            self._write()
+            storage.after_step(self)
         return report
 
     def run(self, n: int | None = None, *, progress: bool = False) -> StepReport | None:
@@ -221,7 +228,7 @@ class Session(Edits, Views):
         self._ensure_start()
         other = object.__new__(Session)
         other.__dict__ |= self.__dict__
-        other.output, other.listeners, other.followers = None, [], []
+        other.output, other._replaces, other._folders, other.listeners, other.followers = None, None, set(), [], []
         other._history, other._control, other._lock = self._history.copy(), Control(), threading.RLock()
         other._panel = None
         if note:
@@ -237,21 +244,20 @@ class Session(Edits, Views):
 
     # disc -----------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path | None = None, *, final: bool = True) -> list[Path]:
-        """Write RELION's files and the checkpoint to `folder` (default: the session's output)."""
-        from vdamkit import storage
+    def save(self, folder: str | Path | None = None, *, final: bool = True, overwrite: bool = False) -> list[Path]:
+        """Write RELION's files and the checkpoint to `folder` (default: the session's output).
 
-        target = Path(folder) if folder is not None else self.output
+        Raises OutputError where that folder holds another run, a branch's or its parent's included; `overwrite` replaces it.
+        """
+        target = storage.folder_of(folder) if folder is not None else self.output
         if target is None:
             raise SettingsError("no folder was given; use session.save('InitialModel/job010')")
         self._ensure_start()
-        return storage.save(self, target, final=final)
+        return storage.save(self, target, final=final, overwrite=overwrite)
 
     @classmethod
     def resume(cls, folder: str | Path, **options: Any) -> Session:
         """Continue from the checkpoint in `folder`: same state, settings and log, bit for bit."""
-        from vdamkit import storage
-
         return storage.resume(cls, Path(folder), options)
 
     def free(self) -> None:
@@ -268,7 +274,7 @@ class Session(Edits, Views):
             state = initial_state(self._source, self._pending, self._backend)
         self._history.append(state, self._pending, None, note="start")
         if self.output is not None:
-            self._write()
+            storage.after_step(self)
 
     def _without_device(self, problem: str) -> tuple[Settings, ParticleSource, Backend]:
         """What computes when a GPU does not answer any more: the CPU, from the last state on."""
@@ -302,11 +308,6 @@ class Session(Edits, Views):
         """Tell whoever follows the session that it is elsewhere now."""
         for follower in list(self.followers):
             follower()
-
-    def _write(self) -> None:
-        from vdamkit import storage
-
-        storage.after_step(self)
 
 
 def _computing(settings: Settings) -> tuple[str, int | None, float | None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,18 @@ from vdamkit.io.relion_output import write_relion_files
 from vdamkit.state import StepReport
 
 CHECKPOINT = "checkpoint.npz"
+RUN_FILES = re.compile(
+    rf"{re.escape(CHECKPOINT)}|run_it\d{{3,}}_((data|model|sampling|optimiser|optimisation_set)\.star|(class|[12]moment)\d{{3,}}\.mrc)"
+    r"|initial_model(\.mrc|_data\.star)|run_optimisation_set\.star"
+)
+"""Names of all files that a run writes; RELION's jobs have most of them too."""
+
+
+def folder_of(name: str | Path) -> Path:
+    """An output folder by its name. Raises OutputError where it is empty, which would be the current folder by mistake."""
+    if not str(name).strip():
+        raise OutputError("the output folder (--o) has no name; give one, such as InitialModel/job010")
+    return Path(name)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -36,19 +50,82 @@ def prepare_folder(folder: Path) -> None:
         ) from None
 
 
+def other_run(folder: Path) -> str:
+    """What a folder holds of a run, in words for an error such as "already holds a run (mini-batch 4)"; empty if nothing."""
+    found = _run_files(folder)
+    if not found:
+        return ""
+    if folder / CHECKPOINT not in found:
+        return f"already holds files of another job, such as {found[0].name}"
+    iteration = saved_iteration(folder)
+    return "already holds a run" + ("" if iteration is None else f" (mini-batch {iteration})")
+
+
+def saved_iteration(folder: Path) -> int | None:
+    """Mini-batch of the checkpoint in a folder; None where there is none that can be read."""
+    try:
+        return load_checkpoint(folder / CHECKPOINT)[0].iteration
+    except InputError:
+        return None
+
+
+def owns(session, folder: Path) -> bool:
+    """Whether what a folder holds of a run was written by the session, or the session was resumed from it."""
+    return folder.resolve() in session._folders
+
+
+def refuse_other_run(session, folder: Path) -> None:
+    """Raises OutputError where a folder holds a run that is not the session's own."""
+    found = "" if owns(session, folder) else other_run(folder)
+    if found:
+        resume = f"go on with it by Session.resume({str(folder)!r}), " if (folder / CHECKPOINT).exists() else ""
+        raise OutputError(f"{folder} {found}; {resume}choose another folder, or give overwrite=True to replace what is there")
+
+
+def free_folder(session, name: str) -> str:
+    """`name`, or with a number behind it where a folder of that name holds another run."""
+    for candidate in (name, *(f"{name}_{number}" for number in range(2, 100))):
+        with suppress(OutputError):  # somebody else's folder, which cannot be read
+            if owns(session, Path(candidate)) or not _run_files(Path(candidate)):
+                return candidate
+    return name
+
+
+def _claim(session, folder: Path, *, overwrite: bool) -> None:
+    """Before the first write of a session to a folder: another run is refused or makes room, so that the two never mix."""
+    prepare_folder(folder)
+    if owns(session, folder):
+        return
+    if not overwrite:
+        refuse_other_run(session, folder)
+    for path in _run_files(folder):
+        try:
+            path.unlink()
+        except OSError as problem:
+            raise OutputError(f"cannot remove {path} ({problem.strerror or problem}); choose another folder") from None
+    session._folders.add(folder.resolve())
+
+
+def _run_files(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if RUN_FILES.fullmatch(path.name)) if folder.is_dir() else []
+    except OSError as problem:
+        raise OutputError(f"cannot look into {folder} ({problem.strerror or problem}); choose another folder (--o)") from None
+
+
 def after_step(session) -> None:
     """Checkpoint after every mini-batch; RELION's files at 0, every `write_every`-th and at the last."""
     folder = session.output
-    prepare_folder(folder)
+    _claim(session, folder, overwrite=folder == session._replaces)
     settings, iteration = session.settings, session.iteration
     checkpoint(session, folder)
     if iteration % settings.write_every == 0 or iteration == settings.mini_batches:
         _write_files(session, folder, final=iteration >= settings.mini_batches)
 
 
-def save(session, folder: Path, *, final: bool = True) -> list[Path]:
+def save(session, folder: Path, *, final: bool = True, overwrite: bool = False) -> list[Path]:
     """RELION's files (with `initial_model.mrc` and `run_optimisation_set.star` if `final`) and the checkpoint."""
-    prepare_folder(folder)
+    _claim(session, folder, overwrite=overwrite or folder == session._replaces)
     written = _write_files(session, folder, final=final)
     checkpoint(session, folder)
     return [*written, folder / CHECKPOINT]
@@ -104,6 +181,8 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
     session.previous_log = log
     session._earlier = [report for report in map(_report, log) if report is not None]
     session.output = path.parent
+    if path.name == CHECKPOINT:  # a copy under another name may lie beside a run that went further
+        session._folders.add(path.parent.resolve())
     if options:
         session.change(**options)
     return session

@@ -308,6 +308,35 @@ def test_save_writes_and_says_what_went_wrong(job, tmp_path):
     run(scenario())
 
 
+def test_each_panel_saves_to_a_folder_of_its_own(job, tmp_path, monkeypatch):
+    """Another seed's Save does not replace this run's checkpoint, and tomorrow's session finds a free folder."""
+    from vdamkit.storage import free_folder
+
+    monkeypatch.chdir(tmp_path)
+
+    async def scenario():
+        panel = job.panel()
+        await idle(panel)
+        panel.face.buttons["branch"].click()
+        panel.face.buttons["seed"].click()
+        for each in (panel, *panel.branches, panel):
+            await idle(each)
+            each.face.buttons["save"].click()
+            assert "written to" in text(each.face.message)
+        seed = panel.branches[1]
+        seed.face.folder.value = panel.face.folder.value
+        seed.face.buttons["save"].click()
+        assert "already holds a run (mini-batch 0)" in text(seed.face.message)
+        panel.close()
+
+    run(scenario())
+    saved = {path.name for path in (tmp_path / "InitialModel").iterdir()}
+    assert saved == {"vdamkit", "vdamkit_branch_1", "vdamkit_seed_5"}
+    name = "InitialModel/vdamkit"
+    assert free_folder(job, name) == name and free_folder(job.branch(), name) == f"{name}_2"
+    assert vk.Session.resume(tmp_path / "InitialModel" / "vdamkit").settings.seed == job.settings.seed
+
+
 def test_the_ghost_is_spoken_of_and_one_click_offers_the_psi_prior(job, monkeypatch):
     async def scenario():
         from vdamkit.notebook import panel as module

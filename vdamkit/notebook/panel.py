@@ -24,11 +24,13 @@ from vdamkit.notebook.panel_layout import GHOST_WIDTH, Face
 from vdamkit.progress import clock
 from vdamkit.session import Session
 from vdamkit.settings import check_mask
+from vdamkit.storage import free_folder
 from vdamkit.verdict import upside_down_share
 
 GHOST = 0.1  # share of particles against the rest from which the panel speaks of an upside-down ghost
 SURE = 0.3  # mean Pmax below which poses are too vague to say so
 LOG_LINES = 200
+FOLDER = "InitialModel/vdamkit"  # what Save first offers
 COLOURS = {"idle": "#555", "running": "#00694d", "pausing": "#a65f00", "paused": "#a65f00"}
 
 
@@ -50,9 +52,10 @@ class Panel:
         self._late: dict[Knob, Callable[[], None]] = {}
         self._offered = 0  # mini-batches to go, as last put into the field
         self._closed = False
+        wanted = f"{parent.face.folder.value}_{name.replace(' ', '_')}" if parent else FOLDER
         self.face = Face(
             self.press, lambda: self._paint(at_once=True), self.knobs, self.pages,
-            folder=str(session.output or "InitialModel/vdamkit"), title=name if parent else "",
+            folder=str(session.output or free_folder(session, wanted)), title=name if parent else "",
         )  # fmt: skip
         for knob in self.knobs:
             knob.set(session.settings)
