@@ -16,7 +16,7 @@ from vdamkit.cli import COMMANDS, cli
 from vdamkit.cli_data import HELP
 from vdamkit.cli_options import FLAGS
 from vdamkit.errors import OutputError
-from vdamkit.io.checkpoint import load_checkpoint
+from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
 from vdamkit.settings import Settings
 from vdamkit.simulate import SimulationSettings, simulate
 
@@ -167,6 +167,12 @@ def test_resume_says_what_changed_and_goes_on_to_the_end(tiny, tmp_path):
     assert "Going on after mini-batch 1 of 2." in out
     code, out, _ = call("resume", folder)
     assert code == 0 and "All 2 mini-batches are done" in out
+    state, settings, log, inputs = load_checkpoint(folder / "checkpoint.npz")
+    save_checkpoint(folder / "checkpoint.npz", state, settings.replace(device="cuda:63"), log, inputs)
+    code, _, err = call("resume", folder)
+    assert code == 2 and "--device is 'cuda:63'" in err
+    code, out, _ = call("resume", folder, "--device", "cpu", "--iter", 3)
+    assert code == 0 and "Going on after mini-batch 2 of 3." in out, "without the GPU that it began on"
 
 
 def test_a_killed_run_resumes_to_the_same_result(tiny, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from helpers_vdamkit import hold
 import vdamkit as vk
 from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.imaging.masks import soft_sphere
+from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
+from vdamkit.io.star_tables import read_star, write_star
 from vdamkit.simulate import simulate
 from vdamkit.vdam.visit import Cancelled
 
@@ -120,6 +123,9 @@ def test_wrong_change_changes_nothing(job):
         job.change(mask_diameter=1e4)
     with pytest.raises(SettingsError, match="classes"):
         job.change(classes=2)
+    with pytest.raises(SettingsError, match="cuda:63"):
+        job.change(device="cuda:63", T=2, mask_diameter=150)
+    assert job.settings.T == 4 and job.settings.device == "cpu"
     job.step()
 
 
@@ -177,6 +183,78 @@ def test_killed_run_resumes_to_the_same_end(folder, tmp_path):
 def test_resume_needs_a_checkpoint(tmp_path):
     with pytest.raises(InputError, match=r"checkpoint.npz"):
         vk.Session.resume(tmp_path)
+
+
+def rewritten(path, inputs_of=None, **changes):
+    """Change a checkpoint's settings, and its inputs by a function."""
+    state, settings, log, inputs = load_checkpoint(path)
+    save_checkpoint(path, state, settings.replace(**changes), log, inputs_of(inputs) if inputs_of else inputs)
+
+
+def older(inputs):
+    """The inputs as checkpoints had them before they told particles apart."""
+    return {name: value for name, value in inputs.items() if name not in ("digest", "in_force")}
+
+
+@pytest.mark.parametrize("as_before", [False, True])
+def test_resume_takes_the_files_that_were_given_beside_the_set(folder, tmp_path, as_before):
+    star = folder / "stacks2d" / "optimisation_set.star"
+    blocks = read_star(folder / "stacks2d" / "particles.star")
+    write_star(folder / "stacks2d" / "reversed.star", blocks | {"particles": blocks["particles"][::-1].reset_index(drop=True)})
+    job = vk.Session(star, vk.Settings(**OPTIONS), particles=folder / "stacks2d" / "reversed.star", output=tmp_path / "job")
+    job.step()
+    rewritten(tmp_path / "job" / "checkpoint.npz", older if as_before else None)
+    again = vk.Session.resume(tmp_path / "job")
+    assert again.particles.paths.particles_file == folder / "stacks2d" / "reversed.star"
+    job.step(), again.step()
+    assert same(job.state, again.state)
+
+
+def test_poses_do_not_come_to_lie_on_other_particles(folder, tmp_path):
+    """Fewer particles, another order, other places, another box: one sentence, and the checkpoint stays."""
+    data, tomograms = folder / "stacks2d" / "changing.star", folder / "tomograms.star"
+    blocks = read_star(folder / "stacks2d" / "particles.star")
+    write_star(data, blocks)
+    vk.Session(particles=data, tomograms=tomograms, settings=vk.Settings(**OPTIONS)).save(tmp_path / "job", final=False)
+    table, optics = blocks["particles"], blocks["optics"]
+    moved = table.assign(rlnCenteredCoordinateXAngst=table["rlnCenteredCoordinateXAngst"] + 50)
+    for change, words in (
+        ({"particles": table[:-1]}, "24 particles but .* now has 23"),
+        ({"particles": table[::-1]}, "other particles"),
+        ({"particles": moved}, "other particles"),
+        ({"optics": optics.assign(rlnImageSize=16)}, "box of 20 px .* now have 16 px"),
+    ):
+        write_star(data, blocks | change)
+        with pytest.raises(InputError, match=words + ".*put the old files back"):
+            vk.Session.resume(tmp_path / "job")
+    rewritten(tmp_path / "job" / "checkpoint.npz", older)
+    with pytest.raises(InputError, match="box of 20 px"):
+        vk.Session.resume(tmp_path / "job")
+    write_star(data, blocks)
+    assert vk.Session.resume(tmp_path / "job").iteration == 0
+
+
+def test_a_symmetry_not_yet_taken_up_outlives_a_save(folder, tmp_path):
+    star = folder / "stacks2d" / "optimisation_set.star"
+    coarse = {"healpix_order": 0, "offset_range": 2.0, "batch_initial": 8, "tilt_prior_width": None}
+    job = vk.Session(star, vk.Settings(**OPTIONS | coarse | {"symmetry": "C1"}))
+    job.step()
+    job.change(symmetry="C6")
+    job.save(tmp_path, final=False)
+    again = vk.Session.resume(tmp_path)
+    again.step()
+    assert [node.settings.symmetry for node in again._history.line()] == ["C1", "C6", "C6"]
+    assert "axes" in again.history["note"].iloc[1], "the maps were turned first"
+
+
+def test_a_run_of_a_gpu_goes_on_without_one(job, tmp_path):
+    job.save(tmp_path, final=False)
+    rewritten(tmp_path / "checkpoint.npz", device="cuda:63")
+    with pytest.raises(SettingsError, match="cuda:63"):
+        vk.Session.resume(tmp_path)
+    again = vk.Session.resume(tmp_path, device="cpu", T=2)
+    assert again.step().iteration == 1 and again.settings.device == "cpu"
+    assert "device cuda:63 → cpu, T 4.0 → 2" in again.history["note"].iloc[0]
 
 
 def test_another_run_is_not_written_over(folder, tmp_path):
@@ -248,8 +326,6 @@ def test_two_classes_and_volumes(folder):
 
 
 def test_single_bad_particle_is_left_out_and_many_are_fatal(folder, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     files = sorted((copy / "stacks2d").rglob("*.mrcs"))
@@ -268,8 +344,6 @@ def test_single_bad_particle_is_left_out_and_many_are_fatal(folder, tmp_path):
 
 def test_grey_scale_of_the_data_does_not_matter(folder, tmp_path):
     """Images × 1e3 and × 1e-3 give the same map up to that factor."""
-    import shutil
-
     import mrcfile
 
     maps = []

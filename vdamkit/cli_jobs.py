@@ -144,16 +144,13 @@ def resume(folder: str, score_all: bool, **values: Any) -> None:
     """
     from vdamkit.session import Session
 
-    session = Session.resume(folder)
-    before = session.settings
     try:
-        changes = {name: value for name, value in given_options(values).items() if value != getattr(before, name)}
-        if changes:
-            session.change(**changes)
+        session = Session.resume(folder, **given_options(values))
     except SettingsError as error:
         raise in_flags(error) from None
-    for name in changes:
-        click.echo(f"{name}: {getattr(before, name)} → {getattr(session.settings, name)}")
+    before, now = session._history.node.settings.as_dict(), session.settings.as_dict()
+    for name in (name for name in now if now[name] != before[name]):
+        click.echo(f"{name}: {before[name]} → {now[name]}")
     total = session.settings.mini_batches
     if session.iteration >= total:
         click.echo(f"All {total} mini-batches are done; --iter with a larger number goes on.")

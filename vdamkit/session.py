@@ -15,7 +15,7 @@ from vdamkit.edits import Edits
 from vdamkit.errors import SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
-from vdamkit.settings import Settings, check_mask
+from vdamkit.settings import COMPUTING, Settings, check_mask
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
 from vdamkit.vdam.advance import advance
@@ -68,8 +68,9 @@ class Session(Edits, Views):
         )
         settings = settings or Settings()
         check_mask(settings, self.particles)
-        self._backend = get_backend(settings.device, settings.threads, settings.device_memory)
+        self._backend = _backend_for(settings)
         self._source = ParticleSource(self.particles, settings, self._backend)
+        self._digest = ""  # of the particles, made when it is first written
         self._pending = settings
         self._history = History()
         self.previous_log: list[dict[str, Any]] = []  # of the runs before a resume
@@ -186,8 +187,20 @@ class Session(Edits, Views):
         Before the first mini-batch in a symmetry that the maps do not have, they are turned onto its axes (with moments and
         poses), if they show them. Raises SettingsError and changes nothing where an option is wrong.
         """
-        new = self._pending.replace(**options)
-        check_mask(new, self.particles)
+        with self._lock:
+            old, new = self._pending, self._pending.replace(**options)
+            check_mask(new, self.particles)
+            self._refuse_in_mid_run(new)
+            same = all(getattr(new, name) == getattr(old, name) for name in COMPUTING)
+            backend = self._backend if same else _backend_for(new)
+            source = self._source.with_settings(new, backend)
+            self._pending, self._backend, self._source = new, backend, source
+        changed = [k for k in options if getattr(old, k) != getattr(new, k)]
+        if self._history and changed:
+            self._history.remark(", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in changed))
+        return new
+
+    def _refuse_in_mid_run(self, new: Settings) -> None:
         if self._history and new.classes != self._pending.classes:
             raise SettingsError(
                 f"classes is {new.classes} but this run has {self._pending.classes}; split_class, merge_classes and drop_class "
@@ -195,15 +208,6 @@ class Session(Edits, Views):
             )
         if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")
-        with self._lock:
-            old, self._pending = self._pending, new
-            if _computing(new) != _computing(old):
-                self._backend = get_backend(*_computing(new))
-            self._source = self._source.with_settings(new, self._backend)
-        changed = [k for k in options if getattr(old, k) != getattr(new, k)]
-        if self._history and changed:
-            self._history.remark(", ".join(f"{k} {getattr(old, k)} → {getattr(new, k)}" for k in changed))
-        return new
 
     def undo(self, n: int = 1) -> int:
         """Go back `n` mini-batches; the settings in force there come back too. Returns the mini-batch reached."""
@@ -280,7 +284,7 @@ class Session(Edits, Views):
         """What computes when a GPU does not answer any more: the CPU, from the last state on."""
         with self._lock:
             self._pending = self._pending.replace(device="cpu")
-            self._backend = get_backend(*_computing(self._pending))
+            self._backend = _backend_for(self._pending)
             self._source = self._source.with_settings(self._pending, self._backend)
             self._history.remark(f"{problem}; goes on with device='cpu'")
             return self._pending, self._source, self._backend
@@ -298,7 +302,7 @@ class Session(Edits, Views):
         if self._history:
             with self._lock:
                 now = self._pending
-                here = {"device": now.device, "threads": now.threads, "device_memory": now.device_memory}
+                here = {name: getattr(now, name) for name in COMPUTING}
                 self._pending = self._history.node.settings.replace(**here)
                 self._source = self._source.with_settings(self._pending, self._backend)
             self._tell()
@@ -310,6 +314,5 @@ class Session(Edits, Views):
             follower()
 
 
-def _computing(settings: Settings) -> tuple[str, int | None, float | None]:
-    """The options on which the back-end depends."""
-    return settings.device, settings.threads, settings.device_memory
+def _backend_for(settings: Settings) -> Backend:
+    return get_backend(*(getattr(settings, name) for name in COMPUTING))

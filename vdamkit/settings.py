@@ -10,6 +10,9 @@ from vdamkit.backend import device_numbers
 from vdamkit.errors import SettingsError
 from vdamkit.sampling.point_groups import parse_symmetry
 
+COMPUTING = ("device", "threads", "device_memory")
+"""Options that say where a session computes, and the arguments of :func:`vdamkit.backend.get_backend`."""
+
 
 def _option(default: Any, flag: str, doc: str, *, group: str = "expert", low=None, high=None, choices=None) -> Any:
     metadata = {"flag": flag, "doc": doc, "group": group, "low": low, "high": high, "choices": choices}

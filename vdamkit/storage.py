@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -13,8 +14,12 @@ from typing import Any
 
 from vdamkit.errors import InputError, OutputError
 from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
+from vdamkit.io.optimisation_set import COLUMNS
+from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.io.relion_output import write_relion_files
-from vdamkit.state import StepReport
+from vdamkit.io.star_tables import as_list, read_star
+from vdamkit.settings import COMPUTING, Settings
+from vdamkit.state import State, StepReport
 
 CHECKPOINT = "checkpoint.npz"
 RUN_FILES = re.compile(
@@ -141,13 +146,25 @@ def _write_files(session, folder: Path, *, final: bool) -> list[Path]:
 
 
 def checkpoint(session, folder: Path) -> None:
-    """Write the array checkpoint: state, settings, log of the current line, inputs."""
-    log = session.previous_log + [node.row() for node in session._history.line()]
+    """Write the array checkpoint: state, settings to come and in force, log of the current line, inputs."""
+    node = session._history.node  # one node throughout: a mini-batch may land meanwhile
+    log = session.previous_log + [each.row() for each in session._history.line(node.number)]
     paths = session.particles.paths
     inputs = {name: getattr(paths, name) for name in ("optimisation_set", "particles", "tomograms", "trajectories")}
     inputs = {name: None if value is None else str(value) for name, value in inputs.items()}
-    inputs["n_particles"] = len(session.particles)
-    save_checkpoint(folder / CHECKPOINT, session.state, session.settings, log, inputs)
+    session._digest = session._digest or _digest(session.particles)  # takes a moment where there are many
+    inputs |= {"n_particles": len(session.particles), "digest": session._digest, "in_force": node.settings.as_dict()}
+    save_checkpoint(folder / CHECKPOINT, node.state, session.settings, log, inputs)
+
+
+def _digest(particles: ParticleSet) -> str:
+    """Tells sets of particles apart by what a state's poses and spectra refer to, in the order of the file."""
+    name = next(column for column in ("rlnTomoParticleName", "rlnImageName") if column in particles.table)
+    digest = hashlib.sha256("\n".join(map(str, particles.table[name].to_numpy(object))).encode())
+    digest.update((particles.coordinates.round(1) + 0.0).tobytes())  # 0.0 makes one of the two zeros
+    digest.update(particles.optics_index.tobytes())
+    digest.update(f"{particles.box} {particles.pixel_size:.4f}".encode())
+    return digest.hexdigest()
 
 
 def command_line() -> str:
@@ -167,25 +184,42 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
     if not path.exists():
         raise InputError(f"there is no {CHECKPOINT} in {folder}; give the --o folder of a vdamkit run")
     state, settings, log, inputs = load_checkpoint(path)
-    given = {name: inputs.get(name) for name in ("particles", "tomograms", "trajectories")}
-    if inputs.get("optimisation_set"):
-        session = kind(inputs["optimisation_set"], settings)
-    else:
-        session = kind(None, settings, **given)
-    if len(session.particles) != inputs["n_particles"]:
-        raise InputError(
-            f"{path} is of a run with {inputs['n_particles']} particles but the particle file now has "
-            f"{len(session.particles)}; put the old file back or start a new run"
-        )
-    session._history.append(state, settings, None, note=f"resumed after mini-batch {state.iteration}")
+    particles = _particles(inputs)
+    _refuse_other_particles(path, particles, state, inputs)
+    computing = {name: options[name] for name in COMPUTING if name in options}  # the run's own device may be gone
+    session = kind(settings=settings.replace(**computing), particle_set=particles)
+    in_force = Settings(**inputs["in_force"]) if "in_force" in inputs else settings
+    session._history.append(state, in_force, None, note=f"resumed after mini-batch {state.iteration}")
     session.previous_log = log
     session._earlier = [report for report in map(_report, log) if report is not None]
     session.output = path.parent
     if path.name == CHECKPOINT:  # a copy under another name may lie beside a run that went further
         session._folders.add(path.parent.resolve())
-    if options:
-        session.change(**options)
+    session._pending = settings  # so that what changes is recorded
+    session.change(**options)
     return session
+
+
+def _particles(inputs: dict[str, Any]) -> ParticleSet:
+    """The particles of a run: a file that was given beside the optimisation set wins over the one named there again."""
+    job = inputs.get("optimisation_set")
+    entries = as_list(next(iter(read_star(job).values()))) if job else {}
+    named = {name: str(entries.get(column, "")).strip() for name, column in COLUMNS.items()}
+    return open_particles(job, **{name: inputs[name] for name in COLUMNS if inputs.get(name) and inputs[name] != named[name]})
+
+
+def _refuse_other_particles(path: Path, particles: ParticleSet, state: State, inputs: dict[str, Any]) -> None:
+    """Poses must not come to lie on other particles."""
+    n, box, file = inputs["n_particles"], state.maps.shape[-1], particles.paths.particles_file
+    if len(particles) != n:
+        found = f"of a run with {n} particles but {file} now has {len(particles)}"
+    elif particles.box != box:
+        found = f"of a run in a box of {box} px but the particles of {file} now have {particles.box} px"
+    elif inputs.get("digest", "") not in ("", _digest(particles)):
+        found = f"of a run on other particles than {file} now lists: names, coordinates, optics groups or pixel size differ"
+    else:
+        return
+    raise InputError(f"{path} is {found}; put the old files back or start a new run")
 
 
 def _report(row: dict[str, Any]) -> StepReport | None:
