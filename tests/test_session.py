@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -409,6 +410,38 @@ def test_nothing_computed_is_lost(folder, monkeypatch):
     assert not shelf.exists()
 
 
+def test_sessions_side_by_side_put_their_states_away_under_different_names(job, monkeypatch):
+    """A session and its branch share the folder; here both write at the same moment."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from vdamkit import history
+
+    job.state  # noqa: B018 - the start
+    branch, both, save = job.branch(), threading.Barrier(2, timeout=20), history.save_checkpoint
+    monkeypatch.setattr(history, "KEPT_STATES", 1)
+    monkeypatch.setattr(history, "save_checkpoint", lambda *a, **k: (both.wait(), save(*a, **k)))
+    states = [job.state.replace(iteration=number) for number in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        for session, state in ((job, states[0]), (branch, states[1])):
+            pool.submit(session._history.append, state, session.settings, None)
+    with ThreadPoolExecutor(2) as pool:
+        for session in (job, branch):
+            pool.submit(session._history.append, job.state, session.settings, None)
+    for session, state in ((job, states[0]), (branch, states[1])):
+        node = session._history.nodes[1]
+        assert node.held is None and same(node.state, state)
+
+
+def test_any_node_of_the_table_can_be_gone_to(job):
+    """The table's column of parents is one of floats; what is no node changes nothing."""
+    job.run(2)
+    assert job.go_to(job.history.loc[2, "parent"]) == 1 and job.line() == [0, 1]
+    for wrong in (0.5, float("nan"), 3, -1, "1", None):
+        with pytest.raises(SettingsError, match="there is no node"):
+            job.go_to(wrong)
+    assert job.iteration == 1 and job.step().iteration == 2
+
+
 def test_changing_the_number_of_mini_batches_spreads_the_rest(job):
     """T in force goes on from where it is, and the new end is the end of the schedule."""
     job.run(3)
@@ -422,8 +455,6 @@ def test_changing_the_number_of_mini_batches_spreads_the_rest(job):
 
 def test_pause_keeps_what_is_done_and_changes_nothing(job):
     """The mini-batch waits within half a second, stands still, and ends as if it had never waited."""
-    import threading
-
     whole = job.branch()
     whole.step()
     asked, seen = threading.Event(), []
@@ -448,8 +479,6 @@ def test_pause_keeps_what_is_done_and_changes_nothing(job):
 
 
 def test_a_paused_mini_batch_can_be_stopped(job):
-    import threading
-
     errors, asked = [], threading.Event()
     held = hold(job, until=asked.is_set)
 

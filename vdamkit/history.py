@@ -25,18 +25,20 @@ class Shelf:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._count = 0
+        self._lock = threading.Lock()  # a session and its branches share the shelf, and may compute side by side
 
     def put(self, state: State, settings: Settings) -> Path | None:
         """Write a state; None where there is no room for it."""
         try:
-            if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="vdamkit_history_"))
-                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-            path = self._folder / f"{self._count}.npz"
+            with self._lock:
+                if self._folder is None:
+                    self._folder = Path(tempfile.mkdtemp(prefix="vdamkit_history_"))
+                    weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+                self._count += 1
+                path = self._folder / f"{self._count}.npz"
             save_checkpoint(path, state, settings, [], {}, durable=False)
         except (OutputError, OSError):
             return None
-        self._count += 1
         return path
 
 
@@ -89,7 +91,8 @@ class History:
     def copy(self) -> History:
         """The same past; what either adds or undoes from now on is its own."""
         other = object.__new__(History)
-        other.__dict__ |= self.__dict__ | {"nodes": list(self.nodes), "_undone": [], "_lock": threading.RLock()}
+        with self._lock:
+            other.__dict__ |= self.__dict__ | {"nodes": list(self.nodes), "_undone": [], "_lock": threading.RLock()}
         return other
 
     def append(self, state: State, settings: Settings, report: StepReport | None, note: str = "") -> None:
@@ -123,17 +126,17 @@ class History:
         return True
 
     def go_to(self, number: int) -> None:
-        """Make any node the current one.
+        """Make any node the current one; its number may be a float of the history table.
 
         Raises
         ------
         SettingsError
             where there is no such node.
         """
-        if not 0 <= number < len(self.nodes):
+        if number not in range(len(self.nodes)):
             raise SettingsError(f"there is no node {number}; the history has 0 to {len(self.nodes) - 1}")
         self._undone.clear()
-        self.current = number
+        self.current = int(number)
 
     @property
     def can_redo(self) -> bool:
