@@ -1,12 +1,29 @@
-"""Stopping and holding a computation from another thread, between its chunks."""
+"""Stopping and holding a computation from another thread, between its chunks; and one at a time of those that need it."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
+from typing import Any
 
+from vdamkit.errors import SettingsError
 from vdamkit.vdam.visit import Cancelled
+
+
+def alone(method: Callable) -> Callable:
+    """Decorator of what makes a session's next state or moves in its history: refused while another thread does so.
+
+    A panel computes in a thread of its own, and what a cell does meanwhile must not slip in between a state and its successor.
+    """
+
+    @wraps(method)
+    def guarded(session: Any, *args: Any, **options: Any) -> Any:
+        with session._control.alone():
+            return method(session, *args, **options)
+
+    return guarded
 
 
 class Control:
@@ -18,6 +35,20 @@ class Control:
         self._cancelled = False
         self._thread: int | None = None
         self.waiting = False
+        self._at_work = threading.RLock()  # again and again by one thread: followers may move on when a mini-batch has landed
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Around what only one thread may do at a time. Raises SettingsError where another is at it."""
+        if not self._at_work.acquire(blocking=False):
+            raise SettingsError(
+                "this session is at work in another thread (a mini-batch, or another change of its state); wait for it, or "
+                "cancel() the mini-batch"
+            )
+        try:
+            yield
+        finally:
+            self._at_work.release()
 
     @contextmanager
     def running(self) -> Iterator[None]:

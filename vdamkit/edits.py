@@ -1,6 +1,6 @@
 """What changes a session's state other than a mini-batch: poses scored, symmetry applied, classes split, merged, dropped.
 
-Every edit is a node of the history, so undo takes it back.
+Every edit is a node of the history, so undo takes it back. None can be made while a mini-batch runs in another thread.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from vdamkit.control import alone
 from vdamkit.errors import SettingsError
 from vdamkit.state import State
 from vdamkit.vdam.visit import no_tick
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 class Edits:
     """Methods of :class:`vdamkit.Session`."""
 
+    @alone
     def score_all(self: Any, tick: Callable[[str, float], None] = no_tick) -> pd.DataFrame:
         """Give every particle, also those never drawn, a pose against the current map; maps and moments stay.
 
@@ -43,6 +45,7 @@ class Edits:
 
         return matches_of(self, group)
 
+    @alone
     def apply_symmetry(self, group: str | None = None) -> list[SymmetryMatch]:
         """Turn maps, moments and poses onto a point group's axes and symmetrise; the group is in force from then on.
 
@@ -64,6 +67,7 @@ class Edits:
 
     # classes ----------------------------------------------------------------------------------------------------------
 
+    @alone
     def split_class(self: Any, k: int | None = None) -> int:
         """Let a class (from 1; default the largest) go on as two that differ as its pseudo-halves do.
 
@@ -78,6 +82,7 @@ class Edits:
         self._edited(new, f"class {k} split; the other half is class {len(new.maps)}")
         return len(new.maps)
 
+    @alone
     def merge_classes(self: Any, k: int, into: int) -> None:
         """Let the particles of class `k` join class `into` (numbers from 1), laid onto its map; later numbers move down.
 
@@ -93,6 +98,7 @@ class Edits:
         moved = within_group(match, self._pending.search_symmetry)
         self._edited(merge(state, k - 1, into - 1, moved), f"class {k} merged into class {into}")
 
+    @alone
     def drop_class(self: Any, k: int) -> None:
         """Take class `k` (from 1) away; its particles count as never visited. Later numbers move down.
 

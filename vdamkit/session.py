@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vdamkit import storage
 from vdamkit.backend import Backend, get_backend
 from vdamkit.backend.device import DeviceLost
-from vdamkit.control import Control
+from vdamkit.control import Control, alone
 from vdamkit.edits import Edits
 from vdamkit.errors import SettingsError
 from vdamkit.history import History
@@ -77,6 +78,7 @@ class Session(Edits, Views):
         self._earlier: list[StepReport] = []  # reports read back from it
         self._control = Control()
         self._lock = threading.RLock()  # of the options, which may change while a mini-batch runs in another thread
+        self._starting = threading.RLock()  # of state 0; never asked for by who holds the other
         self._panel: Any = None
         self.listeners: list[Callable[[str, float], None]] = []
         self.followers: list[Callable[[], None]] = []
@@ -124,15 +126,20 @@ class Session(Edits, Views):
 
         return check_job(self.particles, self._pending)
 
+    @alone
     def step(self) -> StepReport:
-        """One mini-batch. On any error or cancellation the state before it stays; nothing is lost."""
+        """One mini-batch. On any error or cancellation the state before it stays; nothing is lost.
+
+        Like every edit and move in the history it is refused (SettingsError) while another thread does such a thing.
+        """
         self._ensure_start()
         if self._pending.search_symmetry != self._history.node.settings.search_symmetry:
             from vdamkit.symmetry.of_session import take_up
 
             take_up(self)
         with self._lock:
-            before, settings, source, backend = self.state, self._pending, self._source, self._backend
+            settings, source, backend = self._pending, self._source, self._backend
+        before = self._history.node.state
         with self._control.running():
             try:
                 state, report = advance(before, settings, source, backend, self._tick)
@@ -187,7 +194,7 @@ class Session(Edits, Views):
         Before the first mini-batch in a symmetry that the maps do not have, they are turned onto its axes (with moments and
         poses), if they show them. Raises SettingsError and changes nothing where an option is wrong.
         """
-        with self._lock:
+        with self._starting if {"classes", "precision"} & set(options) else nullcontext(), self._lock:
             old, new = self._pending, self._pending.replace(**options)
             check_mask(new, self.particles)
             self._refuse_in_mid_run(new)
@@ -209,6 +216,7 @@ class Session(Edits, Views):
         if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")
 
+    @alone
     def undo(self, n: int = 1) -> int:
         """Go back `n` mini-batches; the settings in force there come back too. Returns the mini-batch reached."""
         self._ensure_start()
@@ -216,12 +224,14 @@ class Session(Edits, Views):
             n -= 1
         return self._arrive()
 
+    @alone
     def redo(self, n: int = 1) -> int:
         """Take back `n` undos. Returns the mini-batch reached."""
         while n > 0 and self._history.redo():
             n -= 1
         return self._arrive()
 
+    @alone
     def go_to(self, node: int) -> int:
         """Make a node of the history (a row of :attr:`history`) the current state. Returns its mini-batch."""
         self._history.go_to(node)
@@ -231,9 +241,11 @@ class Session(Edits, Views):
         """An independent session that goes on from here; states are shared, files are not written."""
         self._ensure_start()
         other = object.__new__(Session)
-        other.__dict__ |= self.__dict__
+        with self._lock:
+            other.__dict__ |= self.__dict__
         other.output, other._replaces, other._folders, other.listeners, other.followers = None, None, set(), [], []
-        other._history, other._control, other._lock = self._history.copy(), Control(), threading.RLock()
+        other._history, other._control = self._history.copy(), Control()
+        other._lock, other._starting = threading.RLock(), threading.RLock()
         other._panel = None
         if note:
             other._history.remark(f"branch: {note}")
@@ -272,13 +284,16 @@ class Session(Edits, Views):
     # inside ---------------------------------------------------------------------------------------------------------
 
     def _ensure_start(self) -> None:
-        if self._history:
-            return
-        with self._backend.limits():
-            state = initial_state(self._source, self._pending, self._backend)
-        self._history.append(state, self._pending, None, note="start")
-        if self.output is not None:
-            storage.after_step(self)
+        with self._starting:
+            if self._history:
+                return
+            with self._lock:
+                settings, source, backend = self._pending, self._source, self._backend
+            with backend.limits():
+                state = initial_state(source, settings, backend)
+            self._history.append(state, settings, None, note="start")
+            if self.output is not None:
+                storage.after_step(self)
 
     def _without_device(self, problem: str) -> tuple[Settings, ParticleSource, Backend]:
         """What computes when a GPU does not answer any more: the CPU, from the last state on."""

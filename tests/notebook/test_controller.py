@@ -62,6 +62,13 @@ def test_prepare_computes_the_start_and_nothing_else(controller, job):
     assert controller.status == "idle"
 
 
+def test_a_cell_may_go_on_before_the_start_is_there(controller, job):
+    controller.prepare()
+    job.run(2)
+    until(lambda: controller.status == "idle")
+    assert job.line() == [0, 1, 2] and len(job._history) == 3 and not controller.error
+
+
 def test_pause_acts_soon_and_going_on_changes_nothing(controller, job):
     wanted = job.branch()
     wanted.run(2)
