@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +18,30 @@ from vdamkit.backend import get_backend
 from vdamkit.imaging.halfball import fourier_to_map
 from vdamkit.imaging.projector import get_projector
 from vdamkit.sampling.euler import euler_to_matrix
+from vdamkit.simulate import simulate
 from vdamkit.source import ParticleSource
 from vdamkit.vdam.moments import half_gradients
+
+OPTIONS = {"mini_batches": 6, "mask_diameter": 230.0, "threads": 2, "seed": 3, "symmetry": "C6", "tilt_prior_width": 10.0}
+"""Of a short run on :func:`hexamers`."""
+
+
+def hexamers(out: Path) -> Path:
+    """24 hexamers as stacks, 6 of them as volumes, in a small box."""
+    simulate(out, particles=24, volumes=6, box=20, pixel_size=16.0, tilts=9, variance_ratio=1.0, seed=5)
+    return out
+
+
+def same(a, b) -> bool:
+    """Whether two states are equal bit for bit."""
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if dataclasses.is_dataclass(x):
+            if not same(x, y):
+                return False
+        elif not np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f"):
+            return False
+    return True
 
 
 def random_rotations(n: int, seed: int = 0) -> np.ndarray:

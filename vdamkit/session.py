@@ -273,7 +273,11 @@ class Session(Edits, Views):
 
     @classmethod
     def resume(cls, folder: str | Path, **options: Any) -> Session:
-        """Continue from the checkpoint in `folder`: same state, settings and log, bit for bit."""
+        """Continue from the checkpoint in `folder`: same state, settings and log, bit for bit.
+
+        options: to be changed, as by :meth:`change`; with ``device="cpu"`` a GPU's run goes on without one. Raises InputError
+        where there is no checkpoint or the particle file now lists other particles.
+        """
         return storage.resume(cls, Path(folder), options)
 
     def free(self) -> None:

@@ -103,7 +103,11 @@ def _claim(session, folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         refuse_other_run(session, folder)
-    for path in _run_files(folder):
+    old, paths = _run_files(folder), session.particles.paths
+    read = {Path(name).resolve() for name in (paths.particles_file, paths.optimisation_set) if name}
+    if used := [path for path in old if path.resolve() in read]:
+        raise OutputError(f"{used[0]} is an input of this run and would be removed; choose another folder")
+    for path in old:
         try:
             path.unlink()
         except OSError as problem:
