@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from vdamkit.backend import get_backend
 from vdamkit.checks import check_job, misses_avx512
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.io.particles import open_particles
 from vdamkit.progress import clock, watch
 from vdamkit.settings import Settings
+from vdamkit.source import ParticleSource
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -61,10 +63,42 @@ def test_everything_wrong_is_said_at_once(particles):
     assert "Ready" not in str(found)
 
 
+def test_a_report_stays_one_screen(particles):
+    """Whatever is wrong with however many files; the report itself has all of it."""
+    table = particles.table.assign(rlnImageName=[f"missing/{i}.mrcs" for i in range(110)])
+    found = check_job(replace(particles, table=table), Settings(mask_diameter=900), measure=False)
+    assert len(found.problems) == 111
+    lines = str(found).splitlines()
+    assert "Mask diameter 900" in lines[5] and lines[11] == "Problem: and 105 more."
+    assert len(lines) < 20
+
+
 def test_a_mask_whose_edge_is_cut_is_a_warning(particles):
     found = check_job(particles, Settings(mask_diameter=300), measure=False)
     assert found.good
     assert any("soft edge" in text and "233.2 Å" in text for text in found.warnings)
+
+
+def test_a_mask_in_nanometres_is_a_warning(particles):
+    found = check_job(particles, Settings(mask_diameter=23), measure=False)
+    assert any("2.2 px wide" in text and "Å, not in nm" in text for text in found.warnings)
+
+
+def test_memory_without_end_holds_every_particle(particles):
+    settings = Settings(memory_budget=float("inf"), threads=1)
+    assert check_job(particles, settings, measure=False).kept == 110 * len(half_ball(16)) * 20
+    source = ParticleSource(particles, settings.replace(T=1), get_backend("cpu", 1)).with_settings(
+        settings, get_backend("cpu", 1)
+    )
+    source.fetch(np.arange(2), 4)
+    assert len(source._kept) == 2
+
+
+def test_a_scratch_folder_that_cannot_be_used_is_a_warning(particles, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = check_job(particles, Settings(scratch_dir=str(tmp_path / "file")), measure=False)
+    assert found.good and any(str(tmp_path / "file") in text for text in found.warnings)
+    assert not check_job(particles, Settings(scratch_dir=str(tmp_path)), measure=False).warnings
 
 
 def test_a_small_memory_budget_is_hinted_at(particles):
@@ -99,20 +133,22 @@ def _watched(n, live):
                 listener("E-step", 0.4)
                 listener("done", 1.0)
             session.iteration += 1
-            bar.landed(_Report(iteration=i + 1, resolution=40.0, pmax=0.5, T=2.0))
+            notes = ("no room",) if i == 1 else ()
+            bar.landed(_Report(iteration=i + 1, resolution=40.0, pmax=0.5, T=2.0, notes=notes))
     assert session.listeners == []
     return text.getvalue()
 
 
-def test_without_a_terminal_there_is_a_line_per_ten_mini_batches():
+def test_without_a_terminal_there_is_a_line_per_ten_mini_batches_and_for_every_note():
     lines = _watched(23, False).splitlines()
-    assert [line.split(";")[0] for line in lines] == ["report 10", "report 20", "report 23"]
+    assert [line.split(";")[0] for line in lines] == ["report 2", "report 10", "report 20", "report 23"]
     assert "left" in lines[0] and "left" not in lines[-1]
 
 
 def test_on_a_terminal_a_bar_shows_what_was_found():
     text = _watched(3, True)
     assert "mini-batch 3/3" in text and "40.0 Å, Pmax 0.50, T 2.0" in text
+    assert text.count("note: mini-batch 2: no room") == 1
 
 
 def test_a_bar_is_closed_when_a_mini_batch_fails():

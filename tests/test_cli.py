@@ -1,6 +1,7 @@
 """The command line: what it accepts, what it says, its exit codes; with real processes where that matters."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from vdamkit import __version__
 from vdamkit.cli import COMMANDS, cli
 from vdamkit.cli_data import HELP
-from vdamkit.cli_options import FLAGS
+from vdamkit.cli_options import FLAGS, with_flags
 from vdamkit.errors import OutputError
 from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
 from vdamkit.settings import Settings
@@ -100,6 +101,54 @@ def test_relions_underscores_and_aliases_mean_the_same(tiny):
     assert code == 0, err
     assert "12 particles (2D stacks), box 16 px of 20 Å" in out
     assert "Ready to run." in out
+
+
+RELION = (
+    "--iter 100 --grad --denovo_3dref --ios {set} --ctf --K 1 --sym C6 --flatten_solvent --zero_mask "
+    "--dont_combine_weights_via_disc --preread_images --pool 3 --pad 1 --particle_diameter 230 --oversampling 1 "
+    "--healpix_order 1 --offset_range 6 --offset_step 2 --auto_sampling --tau2_fudge 4 --sigma_tilt 10 --j 2 "
+    "--pipeline_control InitialModel/job010/"
+)
+
+
+def test_the_command_line_of_relions_job_is_taken_as_it_is(tiny, tmp_path):
+    data = tiny / "stacks2d" / "optimisation_set.star"
+    words = RELION.format(set=data).split()
+    code, out, err = call("check", *words)
+    assert code == 0 and "100 mini-batches of 12 particles" in out
+    assert err == (
+        "note: without meaning here: --grad, --denovo_3dref, --zero_mask, --dont_combine_weights_via_disc, --pad, "
+        "--oversampling, --pipeline_control\n"
+        "note: --pool 3 is slow here, where particles scored together share rotations; leave it out\n"
+    )
+    code, _, err = call("run", *words, "--o", tmp_path / "job", "--iter", 1, "--offset-range", 4)
+    assert code == 0, err
+    _, settings, _, inputs = load_checkpoint(tmp_path / "job" / "checkpoint.npz")
+    assert (settings.solvent, settings.memory_budget, settings.tilt_prior_width) == ("mask", float("inf"), 10)
+    assert inputs["optimisation_set"] == str(data)
+
+
+def test_help_speaks_the_command_lines_language():
+    run, resume = (" ".join(call(command, "--help")[1].split()) for command in ("run", "resume"))
+    for text in (run, resume):
+        assert not re.search(r"\b(None|True|False|T_scheme)\b", text)
+    assert "-1: 85 % of what is free" in run and "annealed from 1 (see --tau2-fudge-scheme)" in run
+    assert "when first read. [default: none]" in run
+    assert "default" not in resume.replace("by default", "").replace("plain mask is the default", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mask_diameter is 900 Å", "--particle-diameter is 900 Å"),
+        ("T is -1; it must be", "--tau2-fudge is -1; it must be"),
+        ("use max_healpix_order, or device='cpu'.", "use --max-healpix-order, or --device cpu."),
+        ("a.star: give tomograms=... or an optimisation set.", "a.star: give --tomograms FILE or an optimisation set."),
+        ("/data/mask_diameter/T_scheme.star: no device", "/data/mask_diameter/T_scheme.star: no device"),
+    ],
+)
+def test_names_of_python_become_flags(text, said):
+    assert with_flags(text) == said == with_flags(said)
 
 
 def test_a_finished_run_is_not_written_over(tiny, finished):
@@ -225,6 +274,10 @@ MISTAKES = {
     "unknown option": (("{set}", "--tau3", "1"), "--tau3"),
     "unknown choice": (("{set}", "--flatten-solvent", "yes"), "--flatten-solvent is 'yes'"),
     "a GPU by name": (("{set}", "--gpu", "first"), "--gpu is 'first'"),
+    "a particle file as set": (("{particles}",), "give it as --i FILE and its tomograms as --tomograms FILE, or"),
+    "two sets": (("{set}", "--ios", "{set}"), "two optimisation sets"),
+    "no tomograms, in flags": (("--i", "{particles}"), "give --tomograms FILE"),
+    "another unit": (("{set}", "--ini_high", "50"), "--ini_high is --start-fraction here"),
     "GPU and CPU": (("{set}", "--gpu", "0", "--device", "cpu"), "give only one"),
 }
 
@@ -259,6 +312,14 @@ def test_unreadable_particles_stop_a_run_before_it_begins(tiny, tmp_path):
     assert code == 2 and "truncated" in err and "2 more problems" in err
     code, out, _ = call("check", data)
     assert code == 2 and out.count("Problem: ") == 3
+
+
+def test_a_run_goes_on_without_a_scratch_folder_and_says_so(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    data = tiny / "stacks2d" / "optimisation_set.star"
+    code, _, err = call("run", data, "--o", tmp_path / "job", "--iter", 2, "--scratch-dir", tmp_path / "file", *JOB)
+    assert code == 0
+    assert err.count("nothing more can be copied to") == 1 and str(tmp_path / "file") in err
 
 
 def test_resume_of_nothing_and_other_mistakes(tmp_path):

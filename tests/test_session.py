@@ -11,7 +11,10 @@ from helpers_vdamkit import OPTIONS, hexamers, same
 import vdamkit as vk
 from vdamkit.errors import InputError, SettingsError
 from vdamkit.imaging.masks import soft_sphere
-from vdamkit.vdam.visit import Cancelled
+from vdamkit.io.particle_files import find_file
+from vdamkit.scoring import score_all
+from vdamkit.vdam.schedule import draw_batch
+from vdamkit.vdam.visit import Cancelled, no_tick
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,34 @@ def test_single_bad_particle_is_left_out_and_many_are_fatal(folder, tmp_path):
     broken = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
     with pytest.raises(InputError, match="more than 10 %"):
         broken.step()
+
+
+def with_one_empty_file(folder, tmp_path, **options) -> tuple[vk.Session, int]:
+    """A job one of whose files is empty, and the particle's number: the first that is drawn."""
+    shutil.copytree(folder, tmp_path / "copy")
+    job = vk.Session(tmp_path / "copy" / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS | options))
+    drawn = int(draw_batch(1, options["batch_initial"], 24, job.settings)[0])
+    find_file(job.particles, drawn, "rlnImageName").write_bytes(b"")
+    return job, drawn
+
+
+def test_one_bad_particle_of_a_small_mini_batch_is_left_out(folder, tmp_path):
+    """One of 24 is below the limit, however few particles are drawn, or scored together."""
+    job, drawn = with_one_empty_file(folder, tmp_path, batch_initial=8, batch_final=8, chunk_particles=1)
+    reports = [job.step() for _ in range(2)]
+    assert [len(report.bad) for report in reports] == [1, 0], "told once, then never drawn"
+    assert job.state.bad_particles == (drawn,) and reports[0].n_particles == 7 and np.isfinite(job.map).all()
+
+
+def test_a_mini_batch_without_a_usable_particle_is_one_sentence(folder, tmp_path):
+    job, drawn = with_one_empty_file(folder, tmp_path, batch_initial=1)
+    before = job.state
+    with pytest.raises(InputError, match=r"no particle of this mini-batch can be used .*truncated.*larger"):
+        job.step()
+    assert job.state is before
+    others = tuple(i for i in range(24) if i != drawn)
+    scored = score_all(before.replace(bad_particles=others), job.settings, job._source, job._backend, no_tick)
+    assert scored.bad_particles == tuple(range(24)), "nor has scoring anything to do"
 
 
 def test_grey_scale_of_the_data_does_not_matter(folder, tmp_path):

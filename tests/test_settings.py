@@ -46,6 +46,7 @@ BAD = [
     ("rot_prior_width", "wide", "a number"),
     ("threads", 0, "between 1 and 1024"),
     ("memory_budget", -0.1, "at least 0"),
+    ("device_memory", float("inf"), "between 0.01 and"),
     ("chunk_particles", 0, "at least 1"),
     ("precision", "half", "'single'"),
     ("seed", -1, "at least 0"),
@@ -141,7 +142,9 @@ def test_every_option_has_flag_and_text():
     assert "mask_diameter = 230.0" in text
 
 
-@pytest.mark.parametrize(("given", "device"), [("0", "cuda:0"), ("0,1", "cuda:0,cuda:1"), ("0:1", "cuda:0,cuda:1")])
+@pytest.mark.parametrize(
+    ("given", "device"), [("0", "cuda:0"), ("", "cuda:0"), ("0,1", "cuda:0,cuda:1"), ("0:1", "cuda:0,cuda:1")]
+)
 def test_gpus_by_relions_flag(given, device):
     """--gpu as relion_refine takes it: a number, or several."""
     from vdamkit.cli_options import given_options

@@ -15,6 +15,8 @@ from vdamkit.errors import SettingsError
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import EDGE
 from vdamkit.io.particles import ParticleSet, problems
+from vdamkit.io.scratch import scratch_problem
+from vdamkit.io.star_tables import resolve_path
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import shift_grid
@@ -26,6 +28,8 @@ from vdamkit.vdam.search import KEPT_BYTES, plan_levels
 TYPICAL_ROWS, TYPICAL_SHIFTS = 12, 8  # coarse samples of a particle that are refined, as a rule
 M_STEP = 2.0  # work of the M-step over that of the last level
 EFFICIENCY = 0.65  # of the matrix products' rate that a mini-batch reaches as a whole
+SHOWN = 6  # problems, and warnings, that are printed: a screen has room for so many sentences
+SMALLEST_MASK = 8  # px, below which a mask shows next to nothing
 GIB = 2**30
 
 
@@ -75,7 +79,9 @@ class JobCheck:
             f"{self.flops / 1e12:.2g} Tflop at {self.flops_per_second / 1e9:.0f} Gflop/s)",
         ]
         for title, texts in (("Problem", self.problems), ("Warning", self.warnings), ("Hint", self.hints)):
-            lines += [f"{title}: {text}" for text in texts]
+            lines += [f"{title}: {text}" for text in texts[:SHOWN]]
+            if len(texts) > SHOWN:
+                lines.append(f"{title}: and {len(texts) - SHOWN} more.")
         if self.good:
             lines.append("Ready to run.")
         return "\n".join(lines)
@@ -90,7 +96,7 @@ def check_job(particles: ParticleSet, settings, *, measure: bool = True) -> JobC
     measure: time a matrix product (0.2 s) to say how long a mini-batch takes; otherwise the time is nan.
     """
     backend, found = _backend(settings)
-    sentences = [*found, *problems(particles, mask_diameter=settings.mask_diameter)]
+    sentences = [*found, *problems(particles, mask_diameter=settings.mask_diameter, limit=3 * len(particles))]
     is_warning = [text.startswith("warning:") for text in sentences]
     warnings = [text.removeprefix("warning: ") for text, w in zip(sentences, is_warning, strict=True) if w]
     n = len(particles)
@@ -207,6 +213,11 @@ def _setting_warnings(particles: ParticleSet, settings) -> list[str]:
     """Options that fit the data badly but can run."""
     found, path = [], particles.paths.particles_file
     width, px = particles.box * particles.pixel_size, particles.pixel_size
+    if settings.mask_diameter < SMALLEST_MASK * px:
+        found.append(
+            f"the mask of {settings.mask_diameter:g} Å is only {settings.mask_diameter / px:.1f} px wide; its diameter is in "
+            "Å, not in nm or px."
+        )
     if settings.mask_diameter <= width < settings.mask_diameter + 2 * EDGE * px:
         found.append(
             f"the mask of {settings.mask_diameter:g} Å fits the box of {width:g} Å but its soft edge of {EDGE:g} px does "
@@ -220,6 +231,11 @@ def _setting_warnings(particles: ParticleSet, settings) -> list[str]:
             f"{path}: a {option} prior was asked for but {missing.sum()} of {len(missing)} particles have no "
             f"rlnAngle{column}Prior; for these it follows the particle's last {option} angle."
         )
+    if settings.scratch_dir is not None:
+        paths = [resolve_path(names[0], path) for names in particles.file_names.values()]
+        wanted = len(particles) * sum(file.stat().st_size for file in paths if file is not None)
+        if problem := scratch_problem(settings.scratch_dir, wanted):
+            found.append(f"scratch_dir is {settings.scratch_dir!r} but {problem}; the rest is read from where it lies.")
     if settings.mini_batches < 20:
         found.append(f"{settings.mini_batches} mini-batches are few; the tutorial's job has 100.")
     if len(particles) < 20 * settings.classes:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from vdamkit.cli import Interrupted
-from vdamkit.cli_options import SectionCommand, SectionOption, given_options, in_flags, make_settings, settings_options
+from vdamkit.cli_options import (
+    JobCommand,
+    SectionOption,
+    given_options,
+    in_flags,
+    make_settings,
+    settings_options,
+    with_flags,
+)
 from vdamkit.errors import InputError, OutputError, SettingsError, VdamkitError
 
 BAD_SHARE = 0.1  # of the particle files; beyond it a run is not begun
@@ -25,6 +34,7 @@ def input_options(command):
         ("--trajectories", "trajectories", "Motion of the particles (motion.star)."),
         ("--tomograms", "tomograms", "tomograms.star; needed for 2D stacks without an optimisation set."),
         ("--i", "particles", "particles.star, in place of the optimisation set or of the one it names."),
+        ("--ios", "ios", "The optimisation set, as RELION's command line gives it."),
     ):
         command = click.option(flag, name, cls=SectionOption, metavar="FILE", default=None, help=text)(command)
     return click.argument("optimisation_set", required=False, metavar="[OPTIMISATION_SET]")(command)
@@ -35,7 +45,12 @@ def open_input(values: dict[str, Any]):
     from vdamkit.io.particles import open_particles
 
     names = ("optimisation_set", "particles", "tomograms", "trajectories")
-    files = {name: values.pop(name) for name in names}
+    files, ios = {name: values.pop(name) for name in names}, values.pop("ios")
+    if ios is not None and files["optimisation_set"] is not None:
+        raise InputError(
+            f"two optimisation sets were given, {files['optimisation_set']} and --ios {ios}; leave one of them out"
+        )
+    files["optimisation_set"] = files["optimisation_set"] or ios
     if files["optimisation_set"] is None and files["particles"] is None:
         raise InputError("no input; give an optimisation_set.star, or --i particles.star with --tomograms tomograms.star")
     return open_particles(**files)
@@ -44,7 +59,7 @@ def open_input(values: dict[str, Any]):
 # run ----------------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=SectionCommand, short_help="Make an initial model.")
+@click.command(cls=JobCommand, short_help="Make an initial model.")
 @input_options
 @click.option("--o", "output", cls=SectionOption, required=True, metavar="FOLDER", help="Folder for the results.")
 @click.option("--overwrite", cls=SectionOption, is_flag=True, help="Replace the run that is already in that folder.")
@@ -133,10 +148,10 @@ def _kept(session) -> str:
 # resume -------------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=SectionCommand, short_help="Go on with a run.")
+@click.command(cls=JobCommand, short_help="Go on with a run.")
 @click.argument("folder", metavar="FOLDER")
 @score_option
-@settings_options
+@partial(settings_options, defaults=False)
 def resume(folder: str, score_all: bool, **values: Any) -> None:
     """Go on with the run in FOLDER to its end, bit for bit as if it had never stopped.
 
@@ -162,7 +177,7 @@ def resume(folder: str, score_all: bool, **values: Any) -> None:
 # check --------------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=SectionCommand, short_help="What a run would do.")
+@click.command(cls=JobCommand, short_help="What a run would do.")
 @input_options
 @settings_options
 @click.pass_context
@@ -172,5 +187,5 @@ def check(ctx: click.Context, **values: Any) -> int:
 
     settings = make_settings(values)
     found = check_job(open_input(values), settings)
-    click.echo(str(found))
+    click.echo(with_flags(str(found)))
     return 0 if found.good else 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
 import click
 
-from vdamkit.errors import SettingsError
+from vdamkit.errors import SettingsError, VdamkitError
 from vdamkit.settings import Settings
 
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -66,6 +67,19 @@ FLAGS: dict[str, tuple[str, ...]] = {
 }
 """Flags of each field of :class:`vdamkit.settings.Settings`; where RELION has the option, RELION's name with dashes."""
 
+MEANINGLESS = {
+    "--grad": 0, "--denovo-3dref": 0, "--zero-mask": 0, "--skip-gridding": 0, "--dont-combine-weights-via-disc": 0,
+    "--no-parallel-disc-io": 0, "--pad": 1, "--oversampling": 1, "--pipeline-control": 1,
+}  # fmt: skip
+"""What else the command line of RELION's job has, with the number of values: it changes nothing here."""
+
+OTHERWISE = {
+    "--ini-high": "--start-fraction", "--free-gpu-memory": "--device-memory", "--min-sigma2-offset": "--min-sigma-offset",
+}  # fmt: skip
+"""Options of RELION whose counterpart takes another quantity."""
+
+FEW = 20  # particles scored together, of which a mini-batch takes much longer than of 100; RELION's job has 3
+
 SECTIONS = {"input": "Input and output", "optimisation": "Optimisation", "ctf": "CTF", "compute": "Compute",
             "expert": "Expert"}  # fmt: skip
 TYPES = {"int": click.INT, "float": click.FLOAT, "str": click.STRING}
@@ -94,15 +108,73 @@ class SectionCommand(click.Command):
                     formatter.write_dl(by_section[section])
 
 
+class JobCommand(SectionCommand):
+    """A command that also takes what else is in the command line of RELION's job, and whose errors name flags."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        args, meaningless = _without_relions(args, ctx)
+        if meaningless:
+            click.echo(f"note: without meaning here: {', '.join(meaningless)}", err=True)
+        rest = super().parse_args(ctx, args)
+        pool = ctx.params.get("chunk_particles")
+        if pool is not None and 0 < pool < FEW:
+            click.echo(
+                f"note: --pool {pool} is slow here, where particles scored together share rotations; leave it out", err=True
+            )
+        return rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VdamkitError as problem:
+            raise type(problem)(with_flags(str(problem))) from None
+
+
+def _without_relions(args: Sequence[str], ctx: click.Context) -> tuple[list[str], list[str]]:
+    """Arguments without those that only RELION has, and the names of these."""
+    kept, left, meaningless = [], iter(args), []
+    for argument in left:
+        name, equals, _ = argument.partition("=")
+        flag = name.replace("_", "-")
+        if flag in MEANINGLESS:
+            meaningless.append(name)
+            if MEANINGLESS[flag] and not equals:
+                next(left, None)
+        elif flag in OTHERWISE:
+            raise click.UsageError(f"{name} is {OTHERWISE[flag]} here, which takes another quantity", ctx)
+        elif flag == "--preread-images":
+            kept += [flag_of("memory_budget"), "inf"]
+        else:
+            kept.append(argument)
+    return kept, meaningless
+
+
 def flag_of(name: str) -> str:
     """First spelling of the flag of a field."""
     return FLAGS[name][0].split("/")[0]
 
 
-def settings_options(command: Callable) -> Callable:
-    """Decorator: all options of the job, by the names of the fields; None where one was not given."""
+INPUTS = {"particles": "--i", "tomograms": "--tomograms", "trajectories": "--trajectories"}
+_FLAG = INPUTS | {name: flag_of(name) for name in FLAGS}
+_GIVEN = re.compile(rf"(?<![\w./-])({'|'.join(_FLAG)})=('[^']*'|\.\.\.|[\w.]*\w)")
+_BEGIN = re.compile(rf"^({'|'.join(FLAGS)})(?= (?:is|cannot) )")
+_ALONE = re.compile(rf"(?<![\w./'-])({'|'.join(name for name in FLAGS if '_' in name)})(?![\w/'=]|\.\w)")
+
+
+def with_flags(text: str) -> str:
+    """A text for the library's users with flags in place of names: ``name=value``, a name at the beginning, and names of
+    several words, which stand for nothing else."""
+    text = _GIVEN.sub(lambda found: f"{_FLAG[found[1]]} {found[2].strip(chr(39)).replace('...', 'FILE')}", text)
+    return _ALONE.sub(lambda found: _FLAG[found[1]], _BEGIN.sub(lambda found: _FLAG[found[1]], text))
+
+
+def settings_options(command: Callable, *, defaults: bool = True) -> Callable:
+    """Decorator: all options of the job, by the names of the fields; None where one was not given.
+
+    defaults: the help shows them.
+    """
     for field in reversed(fields(Settings)):
-        command = _option(field)(command)
+        command = _option(field, defaults)(command)
     gpu = click.option(
         "--gpu", "gpu", cls=SectionOption, section="compute", is_flag=False, flag_value="0", metavar="IDS", default=None,
         help="Compute on this GPU, or on several: 0,1 or RELION's 0:1. The same as --device cuda:0,cuda:1.",
@@ -110,17 +182,22 @@ def settings_options(command: Callable) -> Callable:
     return gpu(command)
 
 
-def _option(field: Field) -> Callable:
+def _option(field: Field, defaults: bool) -> Callable:
     kind = str(field.type).replace("| None", "").strip()
-    text, default = field.metadata["doc"], field.default
-    common = {"cls": SectionOption, "section": field.metadata["group"], "default": None}
+    text, shown = with_flags(field.metadata["doc"]), field.default
+    if shown is None:
+        shown = "none" if kind == "str" else "-1" if "None" in text else "-1: none"
+        text = text.replace("None", "-1")
+    shown = {True: "on", False: "off"}[shown] if kind == "bool" else f"{shown:.4g}" if isinstance(shown, float) else shown
+    text += f"  [default: {shown}]" if defaults else ""
+    common = {"cls": SectionOption, "section": field.metadata["group"], "default": None, "help": text}
     if kind == "bool":
-        return click.option(*FLAGS[field.name], field.name, help=f"{text}  [default: {'on' if default else 'off'}]", **common)
+        return click.option(*FLAGS[field.name], field.name, **common)
+    if field.name == "solvent":
+        common |= {"is_flag": False, "flag_value": "mask"}  # RELION's option has no value
     choices = field.metadata["choices"]
-    shown = {None: "-1: none" if kind == "float" else "automatic"}.get(default, default)
-    shown = f"{shown:.4g}" if isinstance(shown, float) else shown
     return click.option(
-        *FLAGS[field.name], field.name, type=TYPES[kind], help=f"{text}  [default: {shown}]",
+        *FLAGS[field.name], field.name, type=TYPES[kind],
         metavar="|".join(choices) if choices else {"int": "N", "float": "X", "str": "TEXT"}[kind], **common,
     )  # fmt: skip
 
@@ -139,7 +216,7 @@ def given_options(values: dict[str, Any]) -> dict[str, Any]:
 
 def _gpu_device(gpu: str, device: str | None) -> str:
     """The device of ``--gpu``: numbers, separated by commas or, as RELION does for several processes, by colons."""
-    numbers = [part.strip() for part in gpu.replace(":", ",").split(",")]
+    numbers = [part.strip() for part in (gpu or "0").replace(":", ",").split(",")]  # RELION's job writes --gpu ""
     if not all(number.isdigit() for number in numbers):
         raise SettingsError(f"--gpu is {gpu!r}; it must be the number of a GPU, such as 0, or several, such as 0,1")
     wanted = ",".join(f"cuda:{int(number)}" for number in numbers)
@@ -149,9 +226,8 @@ def _gpu_device(gpu: str, device: str | None) -> str:
 
 
 def in_flags(error: SettingsError) -> SettingsError:
-    """The same error with the flag in place of the field's name where the text begins with it."""
-    name, _, rest = str(error).partition(" ")
-    return SettingsError(f"{flag_of(name)} {rest}") if name in FLAGS else error
+    """The same error, see :func:`with_flags`."""
+    return SettingsError(with_flags(str(error)))
 
 
 def make_settings(values: dict[str, Any]) -> Settings:
@@ -159,9 +235,6 @@ def make_settings(values: dict[str, Any]) -> Settings:
 
     Raises
     ------
-    SettingsError: naming the flag, the value seen and what is allowed.
+    SettingsError: naming the option, the value seen and what is allowed.
     """
-    try:
-        return Settings(**given_options(values))
-    except SettingsError as error:
-        raise in_flags(error) from None
+    return Settings(**given_options(values))

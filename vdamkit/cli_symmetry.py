@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from vdamkit.cli_options import SectionCommand
-from vdamkit.errors import InputError, OutputError
+from vdamkit.errors import InputError, OutputError, SettingsError
 
 
 @click.command("align-symmetry", cls=SectionCommand, short_help="Find a map's symmetry axes and turn it onto them.")
@@ -32,7 +32,7 @@ def align_symmetry(
     from vdamkit.io.mrc import write_mrc
     from vdamkit.symmetry import find_symmetry, symmetrised
 
-    volume, pixel_size, number = _read(map_path, largest)
+    volume, pixel_size, number = _read(map_path, largest, radius)
     blocks = _with_poses(particles) if particles else None
     target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
     match = find_symmetry(volume, pixel_size, group, radius=radius)
@@ -65,11 +65,13 @@ def _with_poses(path: str) -> dict:
     return blocks
 
 
-def _read(map_path: str, largest: bool) -> tuple:
-    """A map, its pixel size in Å, and the number of its class where it was named by a model.star."""
+def _read(map_path: str, largest: bool, radius: float | None) -> tuple:
+    """A map, its pixel size in Å, and the number of its class where it was named by a model.star; InputError where nothing can
+    be found in it, SettingsError where the sphere of `radius` (Å) holds next to nothing of it."""
     import numpy as np
 
     from vdamkit.io.mrc import read_map
+    from vdamkit.io.particle_columns import SMALLEST_BOX
 
     number = None
     if map_path.endswith(".star"):
@@ -77,6 +79,13 @@ def _read(map_path: str, largest: bool) -> tuple:
     volume, pixel_size = read_map(map_path)
     if not np.isfinite(volume).all() or not np.ptp(volume):
         raise InputError(f"{map_path}: the map holds nothing (constant, or not finite); give another map")
+    if len(set(volume.shape)) != 1 or len(volume) < SMALLEST_BOX:
+        size = " x ".join(str(length) for length in reversed(volume.shape))
+        raise InputError(f"{map_path}: is {size} voxels (x, y, z), not a cube of at least {SMALLEST_BOX}; pad or cut it to one")
+    if not pixel_size > 0:
+        raise InputError(f"{map_path}: the header has no pixel size; set it there (in Å)")
+    if radius is not None and not radius >= 2 * pixel_size:
+        raise SettingsError(f"--radius is {radius:g}; it must be in Å, at least 2 px of this map ({2 * pixel_size:g} Å)")
     return volume, pixel_size, number
 
 
@@ -84,7 +93,7 @@ def _read(map_path: str, largest: bool) -> tuple:
 @click.option("--i", "map_path", required=True, metavar="MAP", help="The map (.mrc), made in C1; or a run_itNNN_model.star.")
 @click.option("--select-largest-class", "largest", is_flag=True, help="Of a model.star with several classes take the largest.")
 @click.option("--radius", default=None, type=click.FLOAT, metavar="Å", help="Sphere to look at; default 0.4 of the box.")
-@click.option("--resolution", default=None, type=click.FLOAT, metavar="Å", help="Finest detail to look at.")
+@click.option("--resolution", default=None, type=click.FLOAT, metavar="Å", help="Finest detail; default 1.5 times Nyquist's.")
 @click.option("--o", "output", default=None, metavar="PNG", help="Also draw the scores.")
 def symmetry_scores(map_path: str, largest: bool, radius: float | None, resolution: float | None, output: str | None) -> None:
     """Score the groups C2 to C14, D2 to D12, T, O and I: how well the map agrees with the copy of each that fits least.
@@ -93,7 +102,9 @@ def symmetry_scores(map_path: str, largest: bool, radius: float | None, resoluti
     """
     from vdamkit.symmetry import symmetry_scores as score
 
-    volume, pixel_size, _ = _read(map_path, largest)
+    if resolution is not None and not resolution > 0:
+        raise SettingsError(f"--resolution is {resolution:g}; it must be a length in Å, greater than 0")
+    volume, pixel_size, _ = _read(map_path, largest, radius)
     scores = score(volume, pixel_size, radius=radius, resolution=resolution)
     click.echo(scores.table().head(10).round(2).to_string())
     click.echo(str(scores))

@@ -24,7 +24,7 @@ def clock(seconds: float) -> str:
 class watch:
     """Watch the next `n` mini-batches of a session: ``with watch(session, n) as bar: bar.landed(session.step())``.
 
-    On a terminal a bar that also moves within a mini-batch; elsewhere one line per ten mini-batches.
+    On a terminal a bar that also moves within a mini-batch; elsewhere one line per ten mini-batches. Notes are told at once.
 
     Parameters
     ----------
@@ -69,8 +69,10 @@ class watch:
             self._laps = [*self._laps, now - self._lap][-LAPS:]
             self._lap = now
             self._text = f"{report.resolution:.1f} Å, Pmax {report.pmax:.2f}, T {report.T:.1f}"
+            for note in report.notes if self._bar is not None else ():
+                self._bar.write(f"note: mini-batch {report.iteration}: {note}", file=self.file)
             self._draw()
-        if not self.live and (self._done % EVERY == 0 or self._done == self.n):
+        if not self.live and (self._done % EVERY == 0 or self._done == self.n or report.notes):
             left = f", {clock(self.time_left())} left" if self._done < self.n else ""
             print(f"{report}; {clock(now - self._began)} gone{left}", file=self.file, flush=True)
 

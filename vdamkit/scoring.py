@@ -94,8 +94,10 @@ def score_all(state: State, settings, particles: Particles, backend: Backend, ti
                 parts, complaints = find_poses(sharp, settings, particles, search, chunk)
             else:
                 batch, _, complaints = make_batch(sharp, search, particles, chunk, radius)
-                posteriors = run_search(search, batch, None, lambda f: None)
-                parts = [best_poses(search, batch, posteriors, particles.pixel_size)]
+                parts = []
+                if len(batch.index):
+                    posteriors = run_search(search, batch, None, lambda f: None)
+                    parts = [best_poses(search, batch, posteriors, particles.pixel_size)]
             bad |= set(complaints)
             for found in parts:
                 poses = poses.updated(

@@ -76,10 +76,11 @@ class Settings:
     memory_budget: float = _option(
         1.0, "--preread_images",
         "GiB of memory for particles that stay loaded. What does not fit is read again at each visit, so pre-reading "
-        "everything means a large enough number.", group="compute", low=0)  # fmt: skip
+        "everything means a large enough number, such as inf.", group="compute", low=0)  # fmt: skip
     device_memory: float | None = _option(
-        None, "--free_gpu_memory", "GiB that a session may take on each GPU; None: 85 % of what is free. Where it proves "
-        "too much, the work is done in halves.", group="compute", low=0.01)  # fmt: skip
+        None, "(--free_gpu_memory: left to others)",
+        "GiB that a session may take on each GPU; None: 85 % of what is free. Where it proves too much, the work is done in "
+        "halves.", group="compute", low=0.01, high=1e6)  # fmt: skip
     tf32: bool = _option(
         False, "(none)", "On a GPU, let tensor cores compute the coarse scores, their factors rounded to 10 bits: several "
         "times faster; log-likelihoods change by less than 0.1.", group="compute")  # fmt: skip
@@ -104,8 +105,8 @@ class Settings:
     offset_range: float = _option(6.0, "--offset_range", "First search range of offsets, px.", low=0)
     offset_step: float = _option(2.0, "--offset_step", "First step of offsets, px (half that after oversampling).", low=1e-3)
     perturbation: float = _option(0.5, "--perturb", "Random offset of the grids, as a fraction of the step.", low=0, high=0.5)
-    adaptive: bool = _option(True, "--oversampling", "Score a coarse grid and then the children of what is significant; "
-                             "False scores the fine grid everywhere.")  # fmt: skip
+    adaptive: bool = _option(True, "(--oversampling 1)", "Score a coarse grid and then the children of what is significant; "
+                             "otherwise the fine grid is scored everywhere.")  # fmt: skip
     adaptive_fraction: float = _option(0.999, "--adaptive_fraction", "Share of the posterior that is kept.", low=0.5, high=1)
     max_significant: int = _option(100, "--maxsig", "Most coarse samples per class that are refined.", low=1)
     global_search_every: int | None = _option(
@@ -132,7 +133,9 @@ class Settings:
     min_sigma_offset: float = _option(2**0.5, "--min_sigma2_offset (squared)", "Smallest width of it, Å.", low=0)
     min_resolution_shell: int = _option(5, "minres_map", "The resolution is never below this shell.", low=1)
     shell_increment: int = _option(10, "--incr_size", "Shells beyond the resolution that are refined.", low=1)
-    start_fraction: float = _option(0.07, "--ini_high", "First resolution shell, as a fraction of the box.", low=0, high=0.5)
+    start_fraction: float = _option(
+        0.07, "(--ini_high, in Å)", "First resolution shell, as a fraction of the box.", low=0, high=0.5
+    )
     noise_particles: int = _option(100, "--nr_parts_sigma2noise", "Particles per optics group for the first noise spectrum "
                                    "(RELION takes 10 tilt images).", low=1)  # fmt: skip
     start_particles: int = _option(100, "(one per optics group)", "Randomly turned particles averaged to a start map.", low=1)
@@ -185,7 +188,7 @@ class Settings:
 
     @classmethod
     def help(cls) -> str:
-        """All options with default, RELION's flag and meaning, as text."""
+        """All options with default, RELION's flag (in brackets what it has instead of one) and meaning, as text."""
         lines = [f"{o.name} = {o.default!r}   [{o.metadata['flag']}]\n    {o.metadata['doc']}" for o in fields(cls)]
         return "\n".join(lines)
 

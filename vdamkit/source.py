@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,9 @@ from vdamkit.imaging.convert import HalfBallParticle, ImagingOptions, to_half_ba
 from vdamkit.imaging.device_convert import stacks_to_half_balls, upload_half_balls
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.io.particle import TiltStack, Volume
+from vdamkit.io.particle_files import as_it_lies
 from vdamkit.io.particles import ParticleSet
+from vdamkit.io.scratch import Scratch
 
 CONVERTED = 32  # particles that a device converts while it waits for no other
 READERS = 3  # threads that read for a device; more of them only keep the one that launches its work from the interpreter
@@ -41,7 +41,8 @@ class ParticleSource:
         self.n_optics = len(particles.optics)
         self.angles, self.offsets = particles.angles, particles.origins
         self.angle_priors, self.offset_priors = particles.angle_priors, particles.origin_priors
-        self._kept = Kept(int(settings.memory_budget * 2**30))
+        self._kept = Kept(settings.memory_budget * 2**30)
+        self._scratch = None if settings.scratch_dir is None else Scratch(settings.scratch_dir)
 
     def __len__(self) -> int:
         return len(self.particles)
@@ -64,7 +65,9 @@ class ParticleSource:
         other = ParticleSource(self.particles, settings, backend)
         if same:
             other._kept = self._kept
-            other._kept.budget = int(settings.memory_budget * 2**30)
+            other._kept.budget = settings.memory_budget * 2**30
+        if settings.scratch_dir == self.settings.scratch_dir:
+            other._scratch = self._scratch
         return other
 
     def fetch(self, index: np.ndarray, radius: int) -> tuple[list[HalfBallParticle], np.ndarray, list[str]]:
@@ -127,19 +130,7 @@ class ParticleSource:
         kept = self._kept.get((i, "stack"))
         if kept is not None:
             return kept
-        if self.settings.scratch_dir is None:
-            return self.particles.load(i)
-        return self.particles.load(i, locate=self._on_scratch)
-
-    def _on_scratch(self, path: Path) -> Path:
-        """A local copy of a particle file, made at the first visit (RELION --scratch_dir)."""
-        copy = Path(self.settings.scratch_dir) / "vdamkit_scratch" / str(path.resolve()).lstrip("/\\").replace(":", "")
-        if not copy.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            temporary = copy.with_name(f".{copy.name}.{threading.get_ident()}")
-            shutil.copyfile(path, temporary)
-            temporary.replace(copy)
-        return copy
+        return self.particles.load(i, locate=as_it_lies if self._scratch is None else self._scratch.locate)
 
     def _radius_to_keep(self, radius: int) -> int:
         full = self.box // 2
@@ -150,6 +141,10 @@ class ParticleSource:
         """Memory of one particle on a half-ball: two complex arrays and a real one."""
         return len(half_ball(radius)) * 5 * np.dtype(self.settings.real).itemsize
 
+    def take_notes(self) -> tuple[str, ...]:
+        """What a person should know of how reading went, told once."""
+        return () if self._scratch is None else self._scratch.take_notes()
+
     def forget(self) -> None:
         """Give back the memory of all kept particles."""
         self._kept.clear()
@@ -158,7 +153,7 @@ class ParticleSource:
 class Kept:
     """What was read or made, least recently used first out beyond a budget in bytes; for several threads."""
 
-    def __init__(self, budget: int):
+    def __init__(self, budget: float):
         self.budget, self.bytes = budget, 0
         self._items: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._lock = threading.Lock()

@@ -1,6 +1,7 @@
 """Sessions on a GPU: the same results as on the CPU, whatever the memory, with one device or two, and when one is lost."""
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ import vdamkit as vk
 from vdamkit.backend.cuda import CudaDevice
 from vdamkit.backend.device import DeviceLost, OutOfDeviceMemory
 from vdamkit.errors import SettingsError
+from vdamkit.io.particle_files import find_file
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.engine import Engine
 from vdamkit.vdam.batched.store import Store, _reader
-from vdamkit.vdam.batched.visit import _total
+from vdamkit.vdam.batched.visit import _total, find_poses
+from vdamkit.vdam.schedule import draw_batch
+from vdamkit.vdam.search import make_search
 
 OPTIONS = {"mini_batches": 12, "symmetry": "C1", "mask_diameter": 220.0, "batch_initial": 10, "batch_final": 12, "threads": 1,
            "offset_range": 1.0, "offset_step": 1.0, "max_significant": 12, "seed": 3}  # fmt: skip
@@ -101,6 +105,20 @@ def test_two_devices_share_a_mini_batch(stub, few_particles):
         job.step()
     same(both, here, tolerance=3e-5)
     same(both, one, tolerance=CHUNKS)
+
+
+def test_an_unusable_chunk_is_passed_over(stub, few_particles, tmp_path):
+    """The first device has nothing to add: its only particle cannot be read."""
+    shutil.copytree(few_particles.parent.parent, tmp_path / "copy")
+    few = tmp_path / "copy" / "stacks2d" / few_particles.name
+    here, there = (session(few, device, batch_initial=2) for device in ("cpu", "cuda:0,cuda:1"))
+    first = draw_batch(1, 2, 24, here.settings)[0]
+    find_file(here.particles, first, "rlnImageName").write_bytes(b"")
+    here.step(), there.step()
+    assert here.state.bad_particles == there.state.bad_particles == (first,)
+    same(there, here, tolerance=3e-5)
+    search = make_search(there.state, there.settings, there._source, there._backend, 4, np.array([first]))
+    assert find_poses(there.state, there.settings, there._source, search, np.array([first]))[0] == []
 
 
 def test_everyone_is_scored_on_the_device(cuda, few_particles):

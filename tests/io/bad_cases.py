@@ -68,6 +68,13 @@ def short_row(project: Project):
     project.raw["particles.star"] = content[: content.rindex(b"\t")]
 
 
+def column_twice(project: Project):
+    """As when two files are pasted together."""
+    project.write()
+    content = (project.folder / "particles.star").read_bytes()
+    project.raw["particles.star"] = content.replace(b"_rlnUnknownColumn", b"_rlnAngleRot")
+
+
 # name: (change of a valid project, parts of the error's text)
 OPENING = {
     "particles file missing": (
@@ -89,6 +96,10 @@ OPENING = {
     "set is another file": (
         raw("optimisation_set.star", b"data_x\n_rlnA 1\n"),
         ["optimisation_set.star", "rlnTomoParticlesFile", "give"],
+    ),
+    "set is a particle file": (
+        raw("optimisation_set.star", b"data_particles\nloop_\n_rlnTomoName\n01\n"),
+        ["optimisation_set.star", "is a particle file", "particles=", "tomograms="],
     ),
     "particles file empty": (raw("particles.star", b""), ["particles.star", "empty", "write it again"]),
     "particles file binary": (
@@ -183,6 +194,14 @@ OPENING = {
         optics(0, "rlnImagePixelSize", 0.0),
         ["particles.star", "data_optics row 1", "rlnImagePixelSize", "value 0", "give"],
     ),
+    "contrast in percent": (
+        optics(1, "rlnAmplitudeContrast", 10),
+        ["particles.star", "data_optics row 2", "rlnAmplitudeContrast", "value 10", "between 0 and 1", "fraction"],
+    ),
+    "column twice": (
+        column_twice,
+        ["particles.star", "data_particles", "rlnAngleRot", "remove"],
+    ),
     "optics group twice": (
         optics(1, "rlnOpticsGroup", 1),
         ["particles.star", "data_optics row 2", "rlnOpticsGroup", "value 1", "once"],
@@ -276,6 +295,13 @@ LOADING = {
         patch("sub/1_stack2d.mrcs", (2, 3, 4), np.nan),
         1,
         [IMAGE, "1_stack2d.mrcs", "nan at section 3", "remove"],
+        False,
+    ),
+    "stack with a value beyond all measure": (
+        "stack",
+        patch("sub/1_stack2d.mrcs", (2, 3, 4), 1e30),
+        1,
+        [IMAGE, "1_stack2d.mrcs", "1e+30 at section 3", "at most 1e+15", "remove"],
         False,
     ),
     "stack all zero": (

@@ -188,6 +188,8 @@ def test_mistakes_of_the_command_are_one_sentence(tmp_path):
     write_mrc(tmp_path / "map.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 1.0)
     (tmp_path / "bare.star").write_text("data_particles\nloop_\n_rlnTomoName\nTS_01\n")
     (tmp_path / "file").write_text("")
+    write_mrc(tmp_path / "slab.mrc", np.random.default_rng(0).normal(size=(6, 8, 8)).astype(np.float32), 1.0)
+    write_mrc(tmp_path / "bare.mrc", np.random.default_rng(0).normal(size=(8, 8, 8)).astype(np.float32), 0.0)
     out = ("--o", tmp_path / "out.mrc")
     for arguments, words in (
         (("--i", tmp_path / "flat.mrc", "--sym", "C2", *out), "holds nothing"),
@@ -195,10 +197,22 @@ def test_mistakes_of_the_command_are_one_sentence(tmp_path):
         (("--i", tmp_path / "map.mrc", "--sym", "C2x", *out), "not a point group"),
         (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--particles", tmp_path / "bare.star"), "rlnAngleRot"),
         (("--i", tmp_path / "map.mrc", "--sym", "C2", "--o", tmp_path / "file" / "out.mrc"), "choose another"),
+        (("--i", tmp_path / "slab.mrc", "--sym", "C2", *out), "8 x 8 x 6 voxels (x, y, z), not a cube"),
+        (("--i", tmp_path / "bare.mrc", "--sym", "C2", *out), "no pixel size"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--radius", "nan"), "--radius is nan"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--radius", "-5"), "--radius is -5"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--radius", "1"), "at least 2 px"),
     ):
         code, _, err = call("align-symmetry", *arguments)
         assert code == 2 and words in err, (arguments, err)
         assert len(err.strip().splitlines()) == 1
+        assert not (tmp_path / "out.mrc").exists()
+    for arguments, words in (
+        (("--i", tmp_path / "bare.mrc"), "no pixel size"),
+        (("--i", tmp_path / "map.mrc", "--resolution", "0"), "--resolution is 0"),
+    ):
+        code, _, err = call("symmetry-scores", *arguments)
+        assert code == 2 and words in err and len(err.strip().splitlines()) == 1
 
 
 def notes(job):

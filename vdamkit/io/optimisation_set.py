@@ -64,7 +64,13 @@ def locate_inputs(
     entries: dict = {}
     if optimisation_set is not None:
         set_path = Path(optimisation_set)
-        entries = as_list(next(iter(read_star(set_path).values())))
+        blocks = read_star(set_path)
+        if "particles" in blocks:
+            raise InputError(
+                f"{set_path}: is a particle file; give it as particles=... and its tomograms as tomograms=..., or give the "
+                f"optimisation set that names both."
+            )
+        entries = as_list(next(iter(blocks.values())))
         if given["particles"] is None:
             require_columns(entries, [COLUMNS["particles"]], set_path, "")
         for kind, column in COLUMNS.items():

@@ -47,7 +47,8 @@ def read_optics(table: pd.DataFrame, path: Path) -> tuple[Optics, ...]:
 
     Raises
     ------
-    InputError: a missing column, an odd or tiny box, a pixel size that is not above 0, a number used twice.
+    InputError: a missing column, an odd or tiny box, a pixel size that is not above 0, a contrast in percent, a number used
+        twice.
     """
     if not len(table):
         raise InputError(f"{path}: data_optics has no rows; give a particles file with its optics groups.")
@@ -59,11 +60,11 @@ def read_optics(table: pd.DataFrame, path: Path) -> tuple[Optics, ...]:
     require_columns(table, (*required, "rlnSphericalAberration", "rlnAmplitudeContrast"), path, "optics")
     groups, boxes = number("rlnOpticsGroup"), number("rlnImageSize")
     pixels, voltages = number("rlnImagePixelSize"), number("rlnVoltage")
-    _check_optics(groups, boxes, pixels, voltages, path)
     names = [f"opticsGroup{int(group)}" for group in groups]
     if "rlnOpticsGroupName" in table.columns:
         names = list(text_column(table, "rlnOpticsGroupName", path, "optics"))
     cs, contrast = number("rlnSphericalAberration"), number("rlnAmplitudeContrast")
+    _check_optics(groups, boxes, pixels, voltages, contrast, path)
     premultiplied = number("rlnCtfDataAreCtfPremultiplied", 0.0)
     corrected = number("rlnCtfDataAreCtfCorrected", 0.0)
     return tuple(
@@ -82,8 +83,10 @@ def read_optics(table: pd.DataFrame, path: Path) -> tuple[Optics, ...]:
     )
 
 
-def _check_optics(groups: np.ndarray, boxes: np.ndarray, pixels: np.ndarray, voltages: np.ndarray, path: Path) -> None:
-    """Raise InputError naming the first group with an impossible number, box, pixel size or voltage."""
+def _check_optics(
+    groups: np.ndarray, boxes: np.ndarray, pixels: np.ndarray, voltages: np.ndarray, contrasts: np.ndarray, path: Path
+) -> None:
+    """Raise InputError naming the first group with an impossible number, box, pixel size, voltage or contrast."""
     checks = [
         (
             "rlnOpticsGroup",
@@ -108,6 +111,13 @@ def _check_optics(groups: np.ndarray, boxes: np.ndarray, pixels: np.ndarray, vol
         ),
         ("rlnImagePixelSize", pixels, pixels > 0, "is not above 0", "give the pixel size in Å"),
         ("rlnVoltage", voltages, voltages > 0, "is not above 0", "give the voltage in kV"),
+        (
+            "rlnAmplitudeContrast",
+            contrasts,
+            (contrasts >= 0) & (contrasts <= 1),
+            "is not between 0 and 1",
+            "give it as a fraction, such as 0.1, not in percent",
+        ),
     ]
     for column, values, good, wrong, remedy in checks:
         good = np.asarray(good)

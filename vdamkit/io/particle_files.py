@@ -16,6 +16,8 @@ from vdamkit.io.star_tables import resolve_path
 if TYPE_CHECKING:
     from vdamkit.io.particles import ParticleSet
 
+LARGEST = 1e15  # grey value whose transform can still be squared in single precision
+
 
 def particle_error(particles: ParticleSet, i: int, column: str, text: str) -> ParticleError:
     """ParticleError whose text starts with the STAR file, the row (from 1) and the column."""
@@ -156,10 +158,10 @@ def split_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _open(particles: ParticleSet, i: int, column: str, locate: Callable[[Path], Path]) -> tuple[np.ndarray, Path]:
-    """Memory-mapped array of a particle's file, of a shape that was checked, and the file's path."""
-    path = find_file(particles, i, column)
+    """Memory-mapped array of a particle's file, of a shape that was checked, and the path of what was read."""
+    path = locate(find_file(particles, i, column))
     try:
-        data, _ = open_mrc(locate(path))
+        data, _ = open_mrc(path)
     except InputError as error:
         raise particle_error(particles, i, column, str(error)) from None
     _check_shape(particles, i, column, path, data.shape)
@@ -192,10 +194,11 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _check_values(particles: ParticleSet, i: int, column: str, path: Path, values: np.ndarray) -> None:
-    """Raise ParticleError where values are not finite, or all zero."""
-    if not np.isfinite(values).all():
-        where = np.unravel_index(int(np.argmin(np.isfinite(values))), values.shape)
-        text = f"{path}: value {values[where]} at section {where[0] + 1} is not finite"
+    """Raise ParticleError where values are not finite, too large to compute with, or all zero."""
+    good = np.abs(values) <= LARGEST  # neither is NaN
+    if not good.all():
+        where = np.unravel_index(int(np.argmin(good)), values.shape)
+        text = f"{path}: value {values[where]:g} at section {where[0] + 1} is not a number of at most {LARGEST:g}"
         raise particle_error(particles, i, column, f"{text}; extract it again or remove the particle.")
     if not values.any():
         text = f"{path}: every value is 0"

@@ -56,7 +56,7 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
 
     Raises
     ------
-    InputError: the file is missing, empty, or not a STAR file.
+    InputError: the file is missing, empty, or not a STAR file, or a table has a column twice.
     """
     path = Path(path)
     _check_text(path)
@@ -75,6 +75,10 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
         ) from None
     if not blocks:
         raise InputError(f"{path}: holds no data_ block with content; give a STAR file written by RELION.")
+    for name, block in blocks.items():
+        if isinstance(block, pd.DataFrame) and not block.columns.is_unique:
+            twice = block.columns[block.columns.duplicated()][0]
+            raise InputError(f"{path}: data_{name} has the column {twice} more than once; remove all but one of them.")
     return blocks
 
 

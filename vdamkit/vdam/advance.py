@@ -8,7 +8,6 @@ import numpy as np
 
 from vdamkit.backend import Backend
 from vdamkit.backend.device import Device, or_on_host
-from vdamkit.errors import InputError
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import mask_power
 from vdamkit.imaging.projector import get_projector
@@ -22,7 +21,7 @@ from vdamkit.vdam.batched.visit import visit as visit_on_devices
 from vdamkit.vdam.moments import constrained, half_gradients, resolution_statistics, vdam_update
 from vdamkit.vdam.search import Search, is_local, make_search
 from vdamkit.vdam.start import Particles
-from vdamkit.vdam.visit import MAX_BAD, Found, Tick, Visited, no_tick, visit
+from vdamkit.vdam.visit import Found, Tick, Visited, all_bad, no_tick, none_left, visit
 
 
 def advance(state: State, settings, particles: Particles, backend: Backend, tick: Tick = no_tick) -> tuple[State, StepReport]:
@@ -45,6 +44,8 @@ def advance(state: State, settings, particles: Particles, backend: Backend, tick
         size = schedule.batch_size(plan.position(iteration), len(particles), settings)
         index = schedule.draw_batch(iteration, size, len(particles), settings)
         index = np.setdiff1d(index, np.asarray(state.bad_particles, int))
+        if not len(index):
+            raise none_left({})
         radius = schedule.current_radius(state.resolution_shell, settings, particles.box)
         if settings.auto_sampling and accuracy.due(iteration):
             state = _update_sampling(state, settings, particles, backend, index, radius, iteration)
@@ -60,7 +61,7 @@ def advance(state: State, settings, particles: Particles, backend: Backend, tick
         new = _maximise(state, settings, particles, backend, search, seen.sums, len(index), len(particles), iteration)
         clock["update"] = time.perf_counter() - lap
         new, changes = _write_poses(new, state, seen.found, iteration, search.symmetry)
-        new = new.replace(bad_particles=_all_bad(state, seen.bad, len(particles)))
+        new = new.replace(bad_particles=all_bad(state, seen.bad, len(particles)))
     tick("done", 1.0)
     return new, _report(new, settings, particles, search, seen, changes, radius, local, clock, began)
 
@@ -169,14 +170,6 @@ def _update_sampling(
 # book-keeping -------------------------------------------------------------------------------------------------------
 
 
-def _all_bad(state: State, bad: dict[int, str], n: int) -> tuple[int, ...]:
-    known = tuple(sorted({*state.bad_particles, *bad}))
-    if len(known) > MAX_BAD * n:
-        first = next(iter(bad.values()), "")
-        raise InputError(f"{len(known)} of {n} particles cannot be used (more than {100 * MAX_BAD:.0f} %); e.g. {first}")
-    return known
-
-
 def _write_poses(new: State, old: State, found: list[Found], iteration: int, symmetry: str) -> tuple[State, tuple]:
     """Poses into the state; also the median change of angle and the rms change of offset since the last visit."""
     index = np.concatenate([f.index for f in found])
@@ -217,6 +210,6 @@ def _report(
         pmax=float(np.mean(np.concatenate([f.pmax for f in found]))), sigma_offset=new.sigma_offset,
         angle_change=changes[0], offset_change=changes[1], class_populations=tuple(new.class_probability.tolist()),
         log_likelihood=float(np.mean(np.concatenate([f.log_likelihood for f in found]))),
-        bad=tuple(seen.bad.values()), notes=seen.notes,
+        bad=tuple(seen.bad.values()), notes=(*seen.notes, *particles.take_notes()),
         seconds=time.perf_counter() - began, timings=dict(clock),
     )  # fmt: skip

@@ -42,6 +42,10 @@ class Particles(Protocol):
         """As :meth:`fetch`, on exactly `radius` and on a device: masked, unmasked and weight, `(p, n)` each."""
         ...
 
+    def take_notes(self) -> tuple[str, ...]:
+        """What a person should know of how reading went, told once."""
+        ...
+
 
 def initial_state(particles: Particles, settings, backend) -> State:
     """State 0: noise from masked particles, and a low-passed average of randomly turned ones for every class.

@@ -83,13 +83,22 @@ class Progress:
         self._done += size
 
 
-def too_many_bad(bad: dict[int, str], n: int) -> None:
-    """InputError where more than MAX_BAD of `n` particles cannot be used."""
-    if len(bad) > MAX_BAD * n:
-        raise InputError(
-            f"{len(bad)} of {n} particles of this mini-batch cannot be used (more than "
-            f"{100 * MAX_BAD:.0f} %); the first: {next(iter(bad.values()))}"
-        )
+def all_bad(state: State, bad: dict[int, str], n: int) -> tuple[int, ...]:
+    """Numbers of the particles that cannot be used, those of `bad` among them; InputError beyond MAX_BAD of the whole set.
+
+    The set is what counts: of a small mini-batch a single one may be a tenth.
+    """
+    known = tuple(sorted({*state.bad_particles, *bad}))
+    if len(known) > MAX_BAD * n:
+        first = next(iter(bad.values()), "")
+        raise InputError(f"{len(known)} of {n} particles cannot be used (more than {100 * MAX_BAD:.0f} %); e.g. {first}")
+    return known
+
+
+def none_left(bad: dict[int, str]) -> InputError:
+    """The error where not one particle of a mini-batch can be used."""
+    first = next(iter(bad.values()), "all were left out before")
+    return InputError(f"no particle of this mini-batch can be used ({first}); make mini-batches larger or repair the particles")
 
 
 def in_chunks(index: np.ndarray, size: int) -> list[np.ndarray]:
@@ -115,8 +124,11 @@ def visit(
         search.kept.clear()
         batch, raw, complaints = make_batch(state, search, particles, chunk, radius)
         bad.update(complaints)
-        too_many_bad(bad, len(index))
+        all_bad(state, bad, len(particles))
         clock["read"] = clock.get("read", 0) + time.perf_counter() - lap
+        if not len(batch.index):
+            progress.done(len(chunk))
+            continue
         lap = time.perf_counter()
         start = local_candidates(state, search, settings, batch.index) if local else None
         posteriors = run_search(search, batch, start, part("E-step", 0.6, 0.05))
@@ -128,7 +140,8 @@ def visit(
         total = sums if total is None else total + sums
         found.append(best_poses(search, batch, posteriors, particles.pixel_size))
         progress.done(len(chunk))
-    assert total is not None
+    if total is None:
+        raise none_left(bad)
     return Visited(total, found, bad)
 
 
@@ -140,8 +153,6 @@ def make_batch(
     missing = np.setdiff1d(np.arange(len(chunk)), at)
     complaints = dict(zip(chunk[missing].tolist(), sentences, strict=True))
     index = chunk[at]
-    if not len(index):
-        raise InputError(f"no particle of this chunk can be used; the first: {sentences[0]}")
     ball = half_ball(radius)
     projector = search.projector(radius)
     offsets = state.poses.offsets[index] / particles.pixel_size

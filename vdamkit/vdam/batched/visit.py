@@ -14,7 +14,6 @@ from typing import TypeVar
 import numpy as np
 
 from vdamkit.backend.device import Device, OutOfDeviceMemory
-from vdamkit.errors import InputError
 from vdamkit.sampling.euler import matrix_to_euler
 from vdamkit.state import State
 from vdamkit.vdam.accumulate import Sums
@@ -25,7 +24,7 @@ from vdamkit.vdam.batched.posterior import Significant, run_search
 from vdamkit.vdam.batched.store import store_for
 from vdamkit.vdam.search import Search
 from vdamkit.vdam.start import Particles
-from vdamkit.vdam.visit import Found, Progress, Visited, centre_rows, local_orientations, too_many_bad
+from vdamkit.vdam.visit import Found, Progress, Visited, all_bad, centre_rows, local_orientations, none_left
 
 T = TypeVar("T")
 MOST_HALVINGS = 20
@@ -45,15 +44,21 @@ def visit(
     totals: dict[Device, Sums] = {}  # of the chunks each device has done
     ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
 
-    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found:
-        """Read, search and sum one chunk on one device; its last one leaves time to fetch for the next mini-batch."""
+    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found | None:
+        """Read, search and sum one chunk on one device; None where none of its particles can be used.
+
+        While its last one computes, those of the next mini-batch are fetched.
+        """
         part = progress.part(len(chunk))
         laps = [time.perf_counter()]
         part("read", 0.0)(0.0)
         batch, complaints = make_batch(engine, state, particles, chunk, ahead.pop(engine.device, None) if last else None)
         with lock:
             bad.update(complaints)
-            too_many_bad(bad, len(index))
+            all_bad(state, bad, len(particles))
+        if batch is None:
+            progress.done(len(chunk))
+            return None
         laps.append(time.perf_counter())
         start = local_entries(engine, state, settings, batch.index) if local else None
         found = run_search(engine, batch, start, part("E-step", 0.6, 0.05))
@@ -70,6 +75,8 @@ def visit(
         return poses
 
     found, notes = share_out(search, index, task, tf32=settings.tf32)
+    if not found:
+        raise none_left(bad)
     return Visited(_total(search.backend.devices, totals), found, bad, notes)
 
 
@@ -94,19 +101,21 @@ def find_poses(
     """The best pose of each of some particles, without sums; and a sentence about each that cannot be used."""
     bad: dict[int, str] = {}
 
-    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found:
+    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found | None:
         """Read and search one chunk on one device."""
         batch, complaints = make_batch(engine, state, particles, chunk)
         bad.update(complaints)
+        if batch is None:
+            return None
         return poses_of(search, batch, run_search(engine, batch, None, lambda fraction: None), particles.pixel_size)
 
     return share_out(search, index, task, tf32=settings.tf32)[0], bad
 
 
 def share_out(
-    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray, bool], T], *, tf32: bool
+    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray, bool], T | None], *, tf32: bool
 ) -> tuple[list[T], tuple[str, ...]]:
-    """Results of `task` for chunks of particles, in the order of `index`; chunks go to the devices in turn.
+    """Results of `task` (but None) for chunks of particles, in the order of `index`; chunks go to the devices in turn.
 
     The task is also told whether a chunk is its device's last. Where a device has no memory left for a chunk, it is done in
     halves from then on, and a note says so.
@@ -138,7 +147,7 @@ def share_out(
         done = serve(0)
     else:
         done = sorted(_side_by_side(devices, serve), key=lambda item: item[0])
-    return [result for _, results in done for result in results], tuple(notes)
+    return [result for _, results in done for result in results if result is not None], tuple(notes)
 
 
 def _side_by_side(devices: tuple[Device, ...], serve: Callable[[int], list[T]]) -> list[T]:
@@ -172,15 +181,18 @@ def _in_halves(engine: Engine, chunk: np.ndarray, attempt: Callable, notes: list
 
 def make_batch(
     engine: Engine, state: State, particles: Particles, chunk: np.ndarray, upcoming: np.ndarray | None = None
-) -> tuple[DeviceBatch, dict[int, str]]:
-    """Particles on the device, moved by their last offsets and divided by the noise; see `vdam.visit.make_batch`."""
+) -> tuple[DeviceBatch | None, dict[int, str]]:
+    """Particles on the device, moved by their last offsets and divided by the noise; see `vdam.visit.make_batch`.
+
+    None where none of them can be used.
+    """
     search, real = engine.search, engine.real
     radius = search.levels[-1].radius
     projector = engine.projector(radius)
     (masked, unmasked, weight), at, complaints = _on_device(engine, particles, chunk, radius, upcoming)
     index = chunk[at]
     if not len(index):
-        raise InputError(f"no particle of this chunk can be used; the first: {next(iter(complaints.values()))}")
+        return None, complaints
     offsets = state.poses.offsets[index] / particles.pixel_size
     group = engine.put(particles.optics[index], np.int64)
     moved = engine.phases(radius, offsets) * real.type(state.grey_scale)
