@@ -32,9 +32,9 @@ class Edits:
         """
         from vdamkit.scoring import score_all
 
-        self._ensure_start()
-        state = score_all(self.state, self._pending, self._source, self._backend, tick)
-        self._history.append(state, self._pending, self.report, note="all particles scored")
+        before = self.state
+        state, settings = self._computed(lambda *means: score_all(before, *means, tick))
+        self._history.append(state, settings, self.report, note="all particles scored")
         return self.poses
 
     # symmetry ---------------------------------------------------------------------------------------------------------

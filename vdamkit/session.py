@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vdamkit import storage
 from vdamkit.backend import Backend, get_backend
@@ -25,6 +25,8 @@ from vdamkit.views import Views
 
 if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
+
+T = TypeVar("T")
 
 
 class Session(Edits, Views):
@@ -137,15 +139,9 @@ class Session(Edits, Views):
             from vdamkit.symmetry.of_session import take_up
 
             take_up(self)
-        with self._lock:
-            settings, source, backend = self._pending, self._source, self._backend
         before = self._history.node.state
         with self._control.running():
-            try:
-                state, report = advance(before, settings, source, backend, self._tick)
-            except DeviceLost as problem:
-                settings, source, backend = self._without_device(str(problem))
-                state, report = advance(before, settings, source, backend, self._tick)
+            (state, report), settings = self._computed(lambda *means: advance(before, *means, self._tick))
         self._history.append(state, settings, report)
         self._tell()
         if self.output is not None:
@@ -291,13 +287,27 @@ class Session(Edits, Views):
         with self._starting:
             if self._history:
                 return
-            with self._lock:
-                settings, source, backend = self._pending, self._source, self._backend
-            with backend.limits():
-                state = initial_state(source, settings, backend)
-            self._history.append(state, settings, None, note="start")
+
+            def start(settings: Settings, source: ParticleSource, backend: Backend) -> State:
+                with backend.limits():
+                    return initial_state(source, settings, backend)
+
+            asked = self._pending.device
+            state, settings = self._computed(start)
+            lost = "" if settings.device == asked else f"; {asked} does not answer any more; goes on with device='cpu'"
+            self._history.append(state, settings, None, note=f"start{lost}")
             if self.output is not None:
                 storage.after_step(self)
+
+    def _computed(self, work: Callable[..., T]) -> tuple[T, Settings]:
+        """``work(settings, source, backend)`` and those settings; on the CPU where a GPU does not answer on the way."""
+        with self._lock:
+            settings, source, backend = self._pending, self._source, self._backend
+        try:
+            return work(settings, source, backend), settings
+        except DeviceLost as problem:
+            settings, source, backend = self._without_device(str(problem))
+            return work(settings, source, backend), settings
 
     def _without_device(self, problem: str) -> tuple[Settings, ParticleSource, Backend]:
         """What computes when a GPU does not answer any more: the CPU, from the last state on."""
@@ -305,7 +315,8 @@ class Session(Edits, Views):
             self._pending = self._pending.replace(device="cpu")
             self._backend = _backend_for(self._pending)
             self._source = self._source.with_settings(self._pending, self._backend)
-            self._history.remark(f"{problem}; goes on with device='cpu'")
+            if self._history:
+                self._history.remark(f"{problem}; goes on with device='cpu'")
             return self._pending, self._source, self._backend
 
     def _tick(self, stage: str, fraction: float) -> None:

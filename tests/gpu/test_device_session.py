@@ -271,6 +271,19 @@ def test_a_lost_device_leaves_a_session_on_the_cpu(stub, few_particles, on_cpu):
     assert job.step().iteration == 3
 
 
+def test_a_device_lost_at_the_start_or_while_all_are_scored(stub, few_particles):
+    job = session(few_particles)
+    stub.lose(0)
+    job.step()
+    assert job.settings.device == "cpu" and "cuda does not answer any more" in job.history.note.iloc[0]
+    other = session(few_particles, "cuda:1")
+    other.step()
+    stub.lose(1)
+    found = other.score_all()
+    assert other.settings.device == "cpu" and (found["rlnClassNumber"] > 0).all()
+    assert "cuda:1 does not answer any more" in other.history.note.iloc[1]
+
+
 def test_a_device_that_is_not_there(stub, few_particles):
     with pytest.raises(SettingsError, match="device is 'cuda:5' but this machine has 2 GPU"):
         session(few_particles, "cuda:5")
