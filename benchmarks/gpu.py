@@ -238,7 +238,7 @@ def _m_step(device: Device, box: int, radius: int, particles: int) -> Timed:
     state = state.replace(sigma2=np.full_like(state.sigma2, made_up.sigma2 * state.grey_scale**2))
     search = make_search(state, settings, made_up, Backend(1, (device,)), radius, index)
     search = replace(search, volumes=made_up.map[None] * state.grey_scale)  # posteriors as narrow as later in a job
-    engine, coarse, level = Engine(search, device), search.levels[0].grid, search.levels[-1]
+    engine, level = Engine(search, device), search.levels[-1]
     with device.active():
         batch, _ = make_batch(engine, state, made_up, index)
         found = run_search(engine, batch, None, lambda fraction: None)
@@ -248,7 +248,7 @@ def _m_step(device: Device, box: int, radius: int, particles: int) -> Timed:
     voxels = 24.0 * len(index) + 8 * len(shifts) + (2 * 8 + 2 * 24) * len(rows)  # particles, phases, references, residuals
     size = len(projector.order) * voxels + (8 + 24) * 2.0 * directions * projector.slab_size
     what = f"M-step, {len(index)} particles on {len(rows)} rotations"
-    return what, lambda: accumulate(engine, batch, found, 1, coarse, lambda fraction: None), size, "copy"
+    return what, lambda: accumulate(engine, batch, found, 1, lambda fraction: None), size, "copy"
 
 
 def mini_batches(lines: list[str], backend: Backend, boxes: Iterable[int], batches: Iterable[int], steps: int) -> None:

@@ -167,7 +167,7 @@ def test_sums_of_two_devices_take_no_more_room(stub):
     devices, totals = (CudaDevice(0), CudaDevice(1)), {}
     for device in devices:
         with device.active():
-            totals[device] = Sums(device.xp.ones((1, 2, 3, 1000), np.float32), *4 * [np.ones(1)], 1.0, np.ones(1))
+            totals[device] = Sums(device.xp.ones((1, 2, 3, 1000), np.float32), *3 * [np.ones(1)], 1.0)
     stub.limit(0, stub.get_default_memory_pool().used_bytes())
     total = _total(devices, totals)
     with devices[0].active():

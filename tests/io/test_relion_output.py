@@ -14,6 +14,7 @@ from vdamkit.errors import OutputError
 from vdamkit.imaging.halfball import fourier_to_map, map_to_fourier
 from vdamkit.io.mrc import read_map
 from vdamkit.io.particles import open_particles
+from vdamkit.io.relion_model import _direction_shares
 from vdamkit.io.relion_output import pack_moment, pose_columns, unpack_moment, write_relion_files
 from vdamkit.io.star_tables import read_star
 from vdamkit.sampling.orientations import orientation_grid
@@ -131,6 +132,19 @@ def test_model_values(project):
         assert len(pdf) == orientation_grid(2, "C2").n_directions
         assert pdf.sum() == pytest.approx(state.class_probability[k])
     assert list(blocks["model_groups"]["rlnGroupNrParticles"]) == [2, 1]
+
+
+def test_particles_are_counted_where_they_are_seen_from():
+    """Poses near two directions of the grid, in any of their mates, and at any psi."""
+    state, grid = make_state(40, BOX), orientation_grid(2, "C6")
+    chosen = np.where(np.arange(40) < 30, 3, 17)
+    angles = np.column_stack([grid.directions[chosen], np.linspace(-180, 180, 40)]) + [1.0, -1.0, 0.0]
+    angles[:, 0] += 60.0 * np.arange(40)
+    poses = state.poses.updated(np.arange(40), angles=angles, class_number=np.ones(40, int))
+    state = state.replace(poses=poses, healpix_order=2)
+    shares = _direction_shares(state, "C6", 0)
+    assert shares[3] == 0.75 and shares[17] == 0.25
+    assert set(_direction_shares(state, "C6", 1)) == {1 / grid.n_directions}, "nobody is there"
 
 
 def test_sampling_and_optimiser_values(project):

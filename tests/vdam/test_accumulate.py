@@ -34,7 +34,7 @@ def problem(n: int = 6, dtype: str = "float64", classes: int = 2, sigma2: float 
 
 
 def sums_of(search, batch, raw, posteriors) -> Sums:
-    return accumulate(search, batch, raw, posteriors, 2, COARSE, tick)
+    return accumulate(search, batch, raw, posteriors, 2, tick)
 
 
 def model_terms(search, batch, posteriors, i: int, volumes):
@@ -102,13 +102,11 @@ def test_noise_spectrum_is_recovered():
     assert estimate[2:] == pytest.approx(0.3 * POWER, rel=0.12)
 
 
-def test_populations_directions_and_offsets():
+def test_populations_and_offsets():
     search, batch, raw, posteriors = problem(adaptive_fraction=1.0)
     found = sums_of(search, batch, raw, posteriors)
     dense = np.stack([dense_posterior(search, p) for p in posteriors])
     np.testing.assert_allclose(found.class_weight, dense.sum((0, 2, 3)), rtol=1e-9)
-    by_direction = dense.sum((0, 3)).reshape(2, COARSE.n_directions, COARSE.n_psi).sum(2)
-    np.testing.assert_allclose(found.direction_weight, by_direction, atol=1e-9)
     away = batch.offsets[:, None] + search.coarse_shifts - batch.offset_priors[:, None]
     assert found.offset2 == pytest.approx((dense.sum((1, 2)) * (away**2).sum(2)).sum(), rel=1e-9)
 

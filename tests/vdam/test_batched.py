@@ -35,7 +35,7 @@ from vdamkit.vdam.search import Candidates, Level
 BOX, RADIUS, COARSE = 12, 5, orientation_grid(0)
 MAPS = np.stack([Blobs.random(6, reach=3.0, sigma=1.1, seed=s).map(BOX) for s in (1, 2)])
 POWER = float((MAPS[0] ** 2).sum()) / BOX**6
-SUMS = ("cubes", "noise", "noise_weight", "class_weight", "direction_weight", "offset2", "power")
+SUMS = ("cubes", "noise", "noise_weight", "class_weight", "offset2")
 
 
 def problem(levels, n=7, classes=2, seed=1, snr=0.01, **changes):
@@ -71,11 +71,11 @@ def entries_of(candidates) -> Entries:
 def both(search, batch, raw, device, start=None):
     """Posteriors and sums of both engines: (threaded posteriors, sums), (batched samples, sums)."""
     posteriors = threaded.run_search(search, batch, start, tick)
-    sums = threaded_sums.accumulate(search, batch, raw, posteriors, 2, COARSE, tick)
+    sums = threaded_sums.accumulate(search, batch, raw, posteriors, 2, tick)
     engine = Engine(search, device)
     particles = on_device(engine, batch, raw)
     found = batched.run_search(engine, particles, None if start is None else entries_of(start), tick)
-    return (posteriors, sums), (found, batched_sums.accumulate(engine, particles, found, 2, COARSE, tick))
+    return (posteriors, sums), (found, batched_sums.accumulate(engine, particles, found, 2, tick))
 
 
 def agree(first, second, rtol):
@@ -164,7 +164,7 @@ def test_sums_leave_the_device_together():
     particles = on_device(engine, batch, raw)
     found = batched.run_search(engine, particles, None, tick)
     before = engine.device.got
-    sums = batched_sums.accumulate(engine, particles, found, 3, COARSE, tick)
+    sums = batched_sums.accumulate(engine, particles, found, 3, tick)
     assert engine.device.got == before + 1
     assert not sums.noise[2].any() and not sums.noise_weight[2].any(), "an optics group that no particle has"
 

@@ -250,13 +250,13 @@ class CudaKernels:
 
     def row_sums(
         self, rows, shift_phases, row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight,
-        unmasked, weight, raw, raw_weight, half, gradient, total, noise, information, *, rows_at_once: int,
+        unmasked, weight, raw, raw_weight, half, gradient, total, noise, *, rows_at_once: int,
     ) -> None:  # fmt: skip
         n_rows, pairs = len(rows), rows.shape[1] // 2
         self._run(
-            "row_sums", mass.dtype, (len(information), _blocks(pairs)), rows, shift_phases, np.int32(pairs), np.int32(n_rows),
+            "row_sums", mass.dtype, (len(noise), _blocks(pairs)), rows, shift_phases, np.int32(pairs), np.int32(n_rows),
             np.int32(rows_at_once), row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight,
-            unmasked, weight, raw, raw_weight, half, np.int32(noise.shape[1]), gradient, total, noise, information,
+            unmasked, weight, raw, raw_weight, half, np.int32(noise.shape[1]), gradient, total, noise,
         )  # fmt: skip
 
 

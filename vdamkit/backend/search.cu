@@ -249,8 +249,8 @@ extern "C" __global__ void samples(const REAL* __restrict__ weights, const long 
 
 // M-step ------------------------------------------------------------------------------------------------------------------
 
-// A block takes some rows, one after the other, and a thread two neighbouring voxels of each; `noise` and `information` are added
-// up over the rows of a block.
+// A block takes some rows, one after the other, and a thread two neighbouring voxels of each; `noise` is added up over the rows of
+// a block.
 extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ shift_phases, int n_pairs,
                                     int n_rows, int rows_at_once, const int* __restrict__ row_start,
                                     const int* __restrict__ particle, const int* __restrict__ group,
@@ -259,12 +259,10 @@ extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMP
                                     const REAL* __restrict__ sample_weight, const COMPLEX* __restrict__ unmasked,
                                     const REAL* __restrict__ weight, const COMPLEX* __restrict__ raw,
                                     const REAL* __restrict__ raw_weight, const int* __restrict__ half, int n_groups,
-                                    COMPLEX* __restrict__ gradient, REAL* __restrict__ total, REAL* __restrict__ noise,
-                                    REAL* __restrict__ information) {
+                                    COMPLEX* __restrict__ gradient, REAL* __restrict__ total, REAL* __restrict__ noise) {
   int p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p >= n_pairs) return;
   int first = blockIdx.x * rows_at_once, last = min(first + rows_at_once, n_rows);
-  Two gained = {};
   for (int r = first; r < last; r++) {
     Four a = ((const Four*)rows)[(long long)r * n_pairs + p], moved[2] = {};
     Two energy = {{a.of[0] * a.of[0] + a.of[1] * a.of[1], a.of[2] * a.of[2] + a.of[3] * a.of[3]}}, sum[2] = {};
@@ -296,7 +294,6 @@ extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMP
         residual->of[v] += own.of[v] * (own.of[v] * share * energy.of[v] - 2 * overlap);
       }
     }
-    for (int v = 0; v < 2; v++) gained.of[v] += (sum[0].of[v] + sum[1].of[v]) * energy.of[v];
     for (int h = 0; h < 2; h++) {
       long long to = ((long long)h * n_rows + r) * n_pairs + p;
       for (int i = 0; i < 4; i++) moved[h].of[i] -= sum[h].of[i / 2] * a.of[i];
@@ -305,5 +302,4 @@ extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMP
       ((Two*)total)[to] = sum[h];
     }
   }
-  ((Two*)information)[(long long)blockIdx.x * n_pairs + p] = gained;
 }

@@ -198,16 +198,16 @@ def samples(
 
 def row_sums(
     rows, shift_phases, row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight, unmasked,
-    weight, raw, raw_weight, half, gradient, total, noise, information, *, rows_at_once: int,
+    weight, raw, raw_weight, half, gradient, total, noise, *, rows_at_once: int,
 ) -> None:  # fmt: skip
-    """What the significant samples of each rotation say: residual and weight by half, and its part of noise and information.
+    """What the significant samples of each rotation say: residual and weight by half, and its part of the noise.
 
     rows `(r, n)`, n even; members of row r (ragged by row): particle, optics group, range of samples, summed weight (`mass`).
     unmasked, weight `(p, n)`: b/σ², w/σ²; raw, raw_weight: masked b, w. gradient, total `(2, r, n)` are set. For every
     `rows_at_once` rows, noise `(·, groups, n)` is added to: Σ_t p |w A e^{...}|² - 2 Re conj(w A) b e^{...}, to which the
-    particles' own power is still to be added; and information `(·, n)` is set: Σ total |A|².
+    particles' own power is still to be added.
     """
-    gradient[:], total[:], information[:] = 0, 0, 0
+    gradient[:], total[:] = 0, 0
     for r, (begin, end) in enumerate(pairwise(row_start.tolist())):
         energy, block = np.abs(rows[r]) ** 2, r // rows_at_once
         for m in range(begin, end):
@@ -218,5 +218,4 @@ def row_sums(
             total[half[i], r] += mass[m] * weight[i]
             seen = (rows[r].conj() * wave * raw[i]).real
             noise[block, group[m]] += raw_weight[i] * (raw_weight[i] * mass[m] * energy - 2 * seen)
-        information[block] += total[:, r].sum(0) * energy
     np.maximum(total, 0, out=total)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.spatial import cKDTree
 
 from vdamkit.io.particles import ParticleSet
 from vdamkit.io.star_tables import Block
+from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.orientations import angular_step, orientation_grid
+from vdamkit.sampling.point_groups import operators
 from vdamkit.settings import Settings
 from vdamkit.state import State
 from vdamkit.vdam import schedule
@@ -94,11 +97,27 @@ def model_blocks(names: FileNames, state: State, settings: Settings, particles: 
     for group, sigma2 in enumerate(state.sigma2):
         table = _shells(particles) | {"rlnSigma2Noise": sigma2 / state.grey_scale**2}
         blocks[f"model_optics_group_{group + 1}"] = pd.DataFrame(table)
-    n_directions = orientation_grid(state.healpix_order, settings.search_symmetry).n_directions
     for k, probability in enumerate(state.class_probability):
-        uniform = np.full(n_directions, probability / n_directions)
-        blocks[f"model_pdf_orient_class_{k + 1}"] = pd.DataFrame({"rlnOrientationDistribution": uniform})
+        share = probability * _direction_shares(state, settings.search_symmetry, k)
+        blocks[f"model_pdf_orient_class_{k + 1}"] = pd.DataFrame({"rlnOrientationDistribution": share})
     return blocks
+
+
+def _direction_shares(state: State, symmetry: str, k: int) -> np.ndarray:
+    """Which share of a class's particles is seen from each direction of the grid, by their best poses; the same for all
+    directions where it has none.
+
+    For the reader: no search takes it as a prior. (RELION's does where no angle has a prior of its own.)
+    """
+    rot, tilt = orientation_grid(state.healpix_order, symmetry).directions.T
+    directions = euler_to_matrix(np.stack([rot, tilt, np.zeros_like(rot)], -1))[:, 2]
+    mine = state.poses.class_number == k + 1
+    if not mine.any():
+        return np.full(len(rot), 1 / len(rot))
+    mates = euler_to_matrix(state.poses.angles[mine])[:, 2] @ operators(symmetry)  # (operators, particles, 3)
+    distance, nearest = cKDTree(directions).query(mates)
+    seen = np.take_along_axis(nearest, distance.argmin(0)[None], 0)[0]
+    return np.bincount(seen, minlength=len(rot)) / len(seen)
 
 
 def _model_general(state: State, settings: Settings, particles: ParticleSet) -> dict[str, object]:

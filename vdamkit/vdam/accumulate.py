@@ -37,9 +37,7 @@ class Sums:
     noise: np.ndarray  # (G, n_shells) Σ |b' − w' A|², masked, per optics group
     noise_weight: np.ndarray  # (G, n_shells) Σ w'
     class_weight: np.ndarray  # (K,) Σ p
-    direction_weight: np.ndarray  # (K, n_directions) Σ p per coarse direction
     offset2: float  # Σ p |offset − prior|², px²
-    power: np.ndarray  # (K, n_shells) Σ p Σ_k w |A|²: the information each shell adds
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -64,7 +62,6 @@ class Lane:
         self.projector = projector
         self.cubes: dict[tuple[int, int], Any] = {}  # (class, half) -> (3, size)
         self.noise: dict[int, np.ndarray] = {}  # optics group -> (n_shells,)
-        self.power: dict[int, np.ndarray] = {}  # class -> (n_shells,)
         self._waiting: dict[tuple[int, int], list[tuple[Tilt, Any, Any]]] = {}
 
     def add(self, key: tuple[int, int], tilt: Tilt, slab: Any, weight: Any) -> None:
@@ -92,13 +89,12 @@ class Lane:
 
 
 def accumulate(
-    search: Search, batch: Batch, raw: RawBatch, posteriors: list[Posterior], n_optics: int,
-    coarse: OrientationGrid, tick: Callable[[float], None],
+    search: Search, batch: Batch, raw: RawBatch, posteriors: list[Posterior], n_optics: int, tick: Callable[[float], None],
 ) -> Sums:  # fmt: skip
     """All sums of one chunk of particles; deterministic: lanes are made and added up by a fixed plan."""
     level = search.levels[-1]
     projector = search.projector(level.radius)
-    classes, shells = len(search.volumes), projector.ball.n_shells
+    classes = len(search.volumes)
     members: dict[tuple[int, int, int], list[tuple[int, Block]]] = {}  # by class, group and pseudo-half
     for i, posterior in enumerate(posteriors):
         half = int(batch.index[i]) % 2  # parity in the file, for good
@@ -121,17 +117,11 @@ def accumulate(
     lanes: list[Lane] = search.backend.map(work, range(min(n_lanes, len(jobs))), size=size)
     tick(0.0)  # a pause acts here
     noise, noise_weight = _own_power(search, projector, raw, n_optics)
-    power = np.zeros((classes, shells))
     for lane in lanes:
         for group, values in lane.noise.items():
             noise[group] += values
-        for k, values in lane.power.items():
-            power[k] += values
-    class_weight, direction_weight = _class_sums(search, posteriors, coarse)
-    return Sums(
-        _total(search, projector, lanes), noise, noise_weight, class_weight, direction_weight,
-        _offset_sum(search, batch, posteriors), power,
-    )  # fmt: skip
+    class_weight = _class_weights(search, posteriors)
+    return Sums(_total(search, projector, lanes), noise, noise_weight, class_weight, _offset_sum(search, batch, posteriors))
 
 
 def _total(search: Search, projector: Projector, lanes: list[Lane]) -> np.ndarray:
@@ -191,7 +181,7 @@ def _group_sums(
     search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple[int, int, int],
     members: list[tuple[int, Block]], lane: Lane,
 ) -> None:  # fmt: skip
-    """Residuals of one group of rotations and one pseudo-half, noise terms and information, added to a lane."""
+    """Residuals of one group of rotations and one pseudo-half, and noise terms, added to a lane."""
     level, ball, real = search.levels[-1], projector.ball, projector.dtype
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
     rows, tilts = _rotated(search, projector, key[:2], union)
@@ -202,7 +192,7 @@ def _group_sums(
     used = np.unique(np.concatenate([shifts for part in parts for shifts in part.shifts]))
     phases = search.phases(level.radius, level.fine_shifts, used)
     data, total = np.zeros(rows.shape, projector.complex), np.zeros(rows.shape, real)
-    information, noise = np.empty(len(ball), real), np.empty((len(parts), len(ball)), real)
+    noise = np.empty((len(parts), len(ball)), real)
     columns = max(part.probability.shape[1] for part in parts)
     at_once = max(64, CACHE_BYTES // (2 * phases.itemsize * (columns + 2 * len(union))))
     for first in range(0, len(ball), at_once):
@@ -215,11 +205,9 @@ def _group_sums(
             total[:, v] += weights[:, 0]
             overlap = (model.real * images[:, 1].real + model.imag * images[:, 1].imag).sum(0)
             residual[v] = (weights[:, 1] * energy).sum(0) - 2 * overlap
-        information[v] = (total[:, v] * energy).sum(0)
         data[:, v] -= total[:, v] * model
     for part, residual in zip(parts, noise, strict=True):
         lane.noise[part.optics] = lane.noise.get(part.optics, 0) + ball.shell_sums(residual * ball.weight)
-    lane.power[key[0]] = lane.power.get(key[0], 0) + ball.shell_sums(information)
     _spin_back(projector, level.grid, union, data, np.maximum(total, 0), tilts, (key[0], key[2]), lane)
 
 
@@ -258,17 +246,12 @@ def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: in
     return power, weight
 
 
-def _class_sums(search: Search, posteriors: list, coarse: OrientationGrid) -> tuple[np.ndarray, np.ndarray]:
-    grid = search.levels[-1].grid
-    per_coarse = grid.n_directions // coarse.n_directions
-    by_class = np.zeros(len(search.volumes))
-    by_direction = np.zeros((len(search.volumes), coarse.n_directions))
+def _class_weights(search: Search, posteriors: list) -> np.ndarray:
+    out = np.zeros(len(search.volumes))
     for posterior in posteriors:
         for block in posterior.blocks:
-            mass = block.scores.sum(1, dtype=np.float64)
-            by_class[block.class_index] += mass.sum()
-            np.add.at(by_direction[block.class_index], block.orientations // grid.n_psi // per_coarse, mass)
-    return by_class, by_direction
+            out[block.class_index] += block.scores.sum(dtype=np.float64)
+    return out
 
 
 def _offset_sum(search: Search, batch: Batch, posteriors: list) -> float:

@@ -134,8 +134,7 @@ def visit(
         posteriors = run_search(search, batch, start, part("E-step", 0.6, 0.05))
         clock["E-step"] = clock.get("E-step", 0) + time.perf_counter() - lap
         lap = time.perf_counter()
-        coarse = search.levels[0].grid
-        sums = accumulate(search, batch, raw, posteriors, particles.n_optics, coarse, part("M-step", 0.35, 0.65))
+        sums = accumulate(search, batch, raw, posteriors, particles.n_optics, part("M-step", 0.35, 0.65))
         clock["M-step"] = clock.get("M-step", 0) + time.perf_counter() - lap
         total = sums if total is None else total + sums
         found.append(best_poses(search, batch, posteriors, particles.pixel_size))

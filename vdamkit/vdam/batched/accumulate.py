@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Rows, turns_of
@@ -18,13 +17,8 @@ ROWS = 2  # that one block of threads takes one after the other: few, so that wh
 
 
 def accumulate(
-    engine: Engine,
-    batch: DeviceBatch,
-    found: Significant,
-    n_optics: int,
-    coarse: OrientationGrid,
-    tick: Callable[[float], None],
-) -> Sums:
+    engine: Engine, batch: DeviceBatch, found: Significant, n_optics: int, tick: Callable[[float], None]
+) -> Sums:  # fmt: skip
     """All sums of some particles; the cubes stay on the device.
 
     No sum is formed in an order that chance decides.
@@ -33,7 +27,7 @@ def accumulate(
     projector = engine.projector(level.radius)
     ball, classes = projector.projector.ball, len(search.volumes)
     cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
-    information, residual = xp.zeros((classes, len(projector.order))), xp.zeros((n_optics, len(projector.order)))
+    residual = xp.zeros((n_optics, len(projector.order)))
     rows = Rows.of(found.entries, level.grid)
     members = Members.of(engine, batch, found, rows)
     for piece in rows.pieces(engine.rows_at_once(len(ball))):
@@ -42,15 +36,13 @@ def accumulate(
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
         sums = members.sums(piece, rotated, n_optics)
         residual += sums.noise.sum(0, dtype=np.float64)
-        information[k] += sums.information.sum(0, dtype=np.float64)
         projector.scatter(turns, sums.gradient, sums.total, cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
     own, weight = _own_power(engine, batch, n_optics)
-    voxels = xp.concatenate([information, (own + residual) * projector.friedel, weight * projector.friedel])
-    power, noise, noise_weight = np.split(projector.shell_sums(voxels), [classes, classes + n_optics])
-    class_weight, direction_weight = _class_sums(engine, found, coarse)
+    noise, noise_weight = np.split(projector.shell_sums(xp.concatenate([own + residual, weight]) * projector.friedel), 2)
+    class_weight = np.bincount(found.entries.class_index, found.mass, classes)
     offset2 = -2 * search.sigma_offset**2 * float(found.moment.sum())
-    return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, direction_weight, offset2, power)
+    return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, offset2)
 
 
 @dataclass(frozen=True)
@@ -60,7 +52,6 @@ class RowSums:
     gradient: Any  # (2, rows, n) complex residuals, by half
     total: Any  # (2, rows, n) weights
     noise: Any  # (blocks, G, n), to be added up over blocks of rows
-    information: Any  # (blocks, n), likewise
 
 
 @dataclass(frozen=True)
@@ -99,13 +90,12 @@ class Members:
         rows_at_once = max(ROWS, -(-n_optics // 4))  # of which sums of noise take no more memory than residuals
         blocks = -(-n_rows // rows_at_once)
         out = RowSums(
-            xp.empty((2, n_rows, n), rotated.dtype), xp.empty((2, n_rows, n), real), xp.zeros((blocks, n_optics, n), real),
-            xp.empty((blocks, n), real),
+            xp.empty((2, n_rows, n), rotated.dtype), xp.empty((2, n_rows, n), real), xp.zeros((blocks, n_optics, n), real)
         )  # fmt: skip
         start = self.engine.put(np.searchsorted(self.row, np.arange(piece.start, piece.stop + 1)), np.int32)
         device.kernels.row_sums(
             rotated, self.phases, start, *self.columns, *self.samples, batch.unmasked, batch.weight, batch.raw,
-            batch.raw_weight, self.half, out.gradient, out.total, out.noise, out.information, rows_at_once=rows_at_once,
+            batch.raw_weight, self.half, out.gradient, out.total, out.noise, rows_at_once=rows_at_once,
         )  # fmt: skip
         return out
 
@@ -119,11 +109,3 @@ def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> tuple[Any, 
         power[group] = own[mine].sum(0, dtype=np.float64)
         weight[group] = batch.raw_weight[mine].sum(0, dtype=np.float64)
     return power, weight
-
-
-def _class_sums(engine: Engine, found: Significant, coarse: OrientationGrid) -> tuple[np.ndarray, np.ndarray]:
-    grid, classes = engine.search.levels[-1].grid, len(engine.search.volumes)
-    direction = found.entries.orientation // grid.n_psi // (grid.n_directions // coarse.n_directions)
-    key = found.entries.class_index * coarse.n_directions + direction
-    by_direction = np.bincount(key, found.mass, classes * coarse.n_directions).reshape(classes, coarse.n_directions)
-    return np.bincount(found.entries.class_index, found.mass, classes), by_direction

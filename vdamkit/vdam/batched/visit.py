@@ -40,7 +40,6 @@ def visit(
     """
     progress, lock = Progress(tick, len(index)), threading.Lock()
     bad: dict[int, str] = {}
-    coarse = search.levels[0].grid
     totals: dict[Device, Sums] = {}  # of the chunks each device has done
     ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
 
@@ -63,7 +62,7 @@ def visit(
         start = local_entries(engine, state, settings, batch.index) if local else None
         found = run_search(engine, batch, start, part("E-step", 0.6, 0.05))
         laps.append(time.perf_counter())
-        sums = accumulate(engine, batch, found, particles.n_optics, coarse, part("M-step", 0.35, 0.65))
+        sums = accumulate(engine, batch, found, particles.n_optics, part("M-step", 0.35, 0.65))
         laps.append(time.perf_counter())
         with lock:
             for stage, seconds in zip(("read", "E-step", "M-step"), np.diff(laps).tolist(), strict=True):
