@@ -220,13 +220,13 @@ def grid_rows(search) -> np.ndarray:
 def brute_log_posterior(search, batch, i: int, rows: np.ndarray) -> np.ndarray:
     """Log posterior of particle i up to a constant, straight from its definition: `(K, orientations, shifts)`.
 
-    `rows` from :func:`grid_rows`; no priors on orientation.
+    `rows` from :func:`grid_rows`; no priors on orientation. k = 0, the first voxel, takes no part.
     """
     level = search.levels[-1]
     shifts = search.shifts(level.fine_shifts)
     moved = batch.masked[i] * np.exp(-2j * np.pi / search.box * shifts @ search.projector(level.radius).ball.k.T)
     overlap = (rows.conj() @ moved.T).real
-    energy = (batch.weight[i] * np.abs(rows) ** 2).sum(-1)
+    energy = (batch.weight[i] * np.abs(rows) ** 2)[..., 1:].sum(-1)
     away = batch.offsets[i] + shifts - batch.offset_priors[i]
     prior = search.log_class[:, None, None] - 0.5 * (away**2).sum(1) / search.sigma_offset**2
     return overlap - 0.5 * energy[..., None] + prior

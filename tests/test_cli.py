@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from vdamkit.cli_data import HELP
 from vdamkit.cli_options import FLAGS, with_flags
 from vdamkit.errors import OutputError
 from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
+from vdamkit.io.star_tables import read_star, write_star
 from vdamkit.settings import Settings
 from vdamkit.simulate import SimulationSettings, simulate
 
@@ -301,8 +303,6 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_the_work(tiny, t
 
 
 def test_unreadable_particles_stop_a_run_before_it_begins(tiny, tmp_path):
-    import shutil
-
     shutil.copytree(tiny, tmp_path / "data")
     stacks = sorted((tmp_path / "data" / "stacks2d").rglob("*.mrcs"))
     for path in stacks[:3]:
@@ -320,6 +320,15 @@ def test_a_run_goes_on_without_a_scratch_folder_and_says_so(tiny, tmp_path):
     code, _, err = call("run", data, "--o", tmp_path / "job", "--iter", 2, "--scratch-dir", tmp_path / "file", *JOB)
     assert code == 0
     assert err.count("nothing more can be copied to") == 1 and str(tmp_path / "file") in err
+
+
+def test_a_run_says_which_columns_it_ignores(tiny, tmp_path):
+    star = tiny / "stacks2d" / "particles.star"
+    blocks = read_star(star)
+    write_star(star.with_name("odd.star"), blocks | {"optics": blocks["optics"].assign(rlnOddZernike="[0.5,0.5]")})
+    files = ("--i", star.with_name("odd.star"), "--tomograms", tiny / "tomograms.star", "--o", tmp_path / "job")
+    code, _, err = call("run", *files, "--iter", 1, *JOB)
+    assert code == 0 and err.count("note: ") == 1 and "column rlnOddZernike: value [0.5,0.5] is ignored" in err
 
 
 def test_resume_of_nothing_and_other_mistakes(tmp_path):

@@ -101,12 +101,14 @@ def _refuse_bad_files(particles) -> None:
     """A few unusable particle files are left out by the run, with a note; many stop it before it begins."""
     from vdamkit.io.particles import problems
 
-    found = [text for text in problems(particles, limit=len(particles) * 3) if not text.startswith("warning:")]
+    every = problems(particles, limit=len(particles) * 3)
+    found = [text for text in every if not text.startswith("warning:")]
     if len(found) > BAD_SHARE * len(particles):
         more = f" (and {len(found) - 1} more problems; 'vdamkit check' lists them)" if len(found) > 1 else ""
         raise InputError(f"{found[0]}{more}")
-    for text in found:
-        click.echo(f"note: left out: {text}", err=True)
+    for text in every:
+        left_out = "" if text.startswith("warning:") else "left out: "
+        click.echo(f"note: {left_out}{text.removeprefix('warning:').strip()}", err=True)
 
 
 def finish(session, score_all: bool = False) -> None:

@@ -138,8 +138,8 @@ def test_particles_are_counted_where_they_are_seen_from():
     """Poses near two directions of the grid, in any of their mates, and at any psi."""
     state, grid = make_state(40, BOX), orientation_grid(2, "C6")
     chosen = np.where(np.arange(40) < 30, 3, 17)
-    angles = np.column_stack([grid.directions[chosen], np.linspace(-180, 180, 40)]) + [1.0, -1.0, 0.0]
-    angles[:, 0] += 60.0 * np.arange(40)
+    rot, tilt = grid.directions[chosen].T
+    angles = np.column_stack([rot + 1 + 60.0 * np.arange(40), tilt - 1, np.linspace(-180, 180, 40)])
     poses = state.poses.updated(np.arange(40), angles=angles, class_number=np.ones(40, int))
     state = state.replace(poses=poses, healpix_order=2)
     shares = _direction_shares(state, "C6", 0)

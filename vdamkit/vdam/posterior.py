@@ -69,6 +69,14 @@ def interleaved(array: Any, real: np.dtype) -> Any:
     return array.view(real).reshape(len(array), -1)
 
 
+def scored_energy(rows: Any) -> Any:
+    """``|A|²`` of rotated references `(R, n)`, without k = 0, which images have no part in: a class of another mean density
+    would pay for it."""
+    energy = rows.real**2 + rows.imag**2
+    energy[:, 0] = 0
+    return energy
+
+
 # first level: everything, dense -------------------------------------------------------------------------------------
 
 
@@ -104,7 +112,7 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     )
     rows = np.concatenate(parts)
     del parts
-    energy = rows.real**2 + rows.imag**2
+    energy = scored_energy(rows)
     shifts = np.arange(len(search.shifts(level.fine_shifts)))
     phases = search.phases(level.radius, level.fine_shifts, shifts)
     classes = len(search.volumes)
@@ -206,7 +214,7 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
     members = sorted(members, key=lambda member: member[1].mean())  # neighbours have most rows in common
     particles = [i for i, _ in members]
-    energy = batch.weight[particles, :n] @ (rows.real**2 + rows.imag**2).T
+    energy = batch.weight[particles, :n] @ scored_energy(rows).T
     phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate([shifts[i] for i in particles])))
     out = []
     for first, last in _by_columns([len(shifts[i]) for i in particles]):

@@ -84,6 +84,7 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
     projector = engine.projector(level.radius)
     turns = turns_of(level.grid, search.perturbation, orientations)
     rows = xp.concatenate([projector.rotate(engine.cube(level.radius, k), turns) for k in range(classes)])
+    rows[:, int(projector.place[0])] = 0  # k = 0, as in `vdam.posterior.scored_energy`
     n, width = rows.shape[1], len(rows)
     energy = rows.real**2 + rows.imag**2
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts))
@@ -127,6 +128,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
         mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))
         cube = engine.cube(level.radius, int(rows.class_index[piece.start]))
         rotated = projector.rotate(cube, turns_of(level.grid, search.perturbation, rows.orientation[piece]))
+        rotated[:, int(projector.place[0])] = 0  # k = 0, as above
         start = np.searchsorted(entries.particle[mine], np.arange(len(batch) + 1))
         device.kernels.score(
             rotated, masked, weight, phases, engine.put(start, np.int32),
