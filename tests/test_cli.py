@@ -323,11 +323,9 @@ def test_a_run_goes_on_without_a_scratch_folder_and_says_so(tiny, tmp_path):
 
 
 def test_a_run_says_which_columns_it_ignores(tiny, tmp_path):
-    star = tiny / "stacks2d" / "particles.star"
-    blocks = read_star(star)
-    write_star(star.with_name("odd.star"), blocks | {"optics": blocks["optics"].assign(rlnOddZernike="[0.5,0.5]")})
-    files = ("--i", star.with_name("odd.star"), "--tomograms", tiny / "tomograms.star", "--o", tmp_path / "job")
-    code, _, err = call("run", *files, "--iter", 1, *JOB)
+    blocks, odd = read_star(tiny / "stacks2d" / "particles.star"), tiny / "stacks2d" / "odd.star"
+    write_star(odd, blocks | {"optics": blocks["optics"].assign(rlnOddZernike="[0.5,0.5]")})
+    code, _, err = call("run", "--i", odd, "--tomograms", tiny / "tomograms.star", "--o", tmp_path / "job", "--iter", 1, *JOB)
     assert code == 0 and err.count("note: ") == 1 and "column rlnOddZernike: value [0.5,0.5] is ignored" in err
 
 

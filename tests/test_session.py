@@ -294,3 +294,19 @@ def test_changing_the_number_of_mini_batches_spreads_the_rest(job):
     longer = [job.step().T for _ in range(5)]
     assert job.iteration == 9 and longer[-1] == pytest.approx(4, abs=0.01) and np.diff(longer).min() > -1e-9
     assert job.step().T == pytest.approx(4, abs=0.01), "beyond the end the final values hold"
+
+
+@pytest.mark.parametrize(
+    ("turned", "said"), [(1, None), (3, "a faint upside-down ghost may be"), (6, "an upside-down ghost is")]
+)
+def test_particles_on_their_heads_are_in_the_verdict(job, turned, said):
+    job.step()
+    angles = np.tile([0.0, 90.0, 0.0], (24, 1))
+    angles[:turned, 2] = 180
+    poses = job.state.poses.updated(np.arange(24), angles=angles, class_number=np.ones(24, int))
+    job._edited(job.state.replace(poses=poses), "planted")
+    verdict = job.verdict()
+    assert verdict.figures["upside_down"] == pytest.approx(turned / 24)
+    text = str(verdict)
+    assert (said is None and "ghost" not in text) or (said in text and "--sigma-psi" in text)
+    assert turned < 6 or not verdict.good
