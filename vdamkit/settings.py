@@ -117,9 +117,10 @@ class Settings:
     ini_fraction: float = _option(0.3, "--grad_ini_frac", "Share of mini-batches in the initial phase.", low=0, high=1)
     fin_fraction: float = _option(0.2, "--grad_fin_frac", "Share of mini-batches in the final phase.", low=0, high=1)
     batch_initial: int | None = _option(None, "--grad_ini_subset", "Particles per mini-batch in the initial phase; None: "
-                                        "0.5 % of all, 200 to 5000.", low=1)  # fmt: skip
+                                        "0.5 % of all, 200 to 5000; of one class at most a quarter.",
+                                        low=1)  # fmt: skip
     batch_final: int | None = _option(None, "--grad_fin_subset", "Particles per mini-batch in the final phase; None: 10 % "
-                                      "of all, 1000 to 50000.", low=1)  # fmt: skip
+                                      "of all, 1000 to 50000, or all if fewer.", low=1)  # fmt: skip
     step_initial: float = _option(0.9, "--grad_stepsize (× 1.8)", "Step size at the start.", low=0, high=2)
     step_final: float = _option(0.5, "--grad_stepsize", "Step size at the end.", low=0, high=2)
     step_scheme: str = _option("sigmoid", "--grad_stepsize_scheme", "'sigmoid', or 'constant' (the final value).",

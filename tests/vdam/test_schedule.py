@@ -65,14 +65,16 @@ def test_short_runs_have_schedules_too(total):
 
 @pytest.mark.parametrize(
     ("particles", "initial", "final"),
-    [(100, 100, 100), (500, 200, 500), (5000, 200, 1000), (20_000, 200, 2000), (100_000, 500, 10_000),
+    [(8, 8, 8), (24, 10, 24), (100, 25, 100), (500, 125, 500), (5000, 200, 1000), (20_000, 200, 2000), (100_000, 500, 10_000),
      (10**6, 5000, 50_000), (10**7, 5000, 50_000)],
 )  # fmt: skip
 def test_batch_sizes(particles, initial, final):
     sizes = [schedule.batch_size(i, particles, TWO_HUNDRED) for i in (1, 59, 60, 110, 160, 200)]
     assert sizes[0] == sizes[1] == sizes[2] == initial
     assert sizes[4] == sizes[5] == final
-    if final < particles:
+    classes = TWO_HUNDRED.replace(classes=2)
+    assert schedule.batch_size(1, particles, classes) == min(particles, max(200, initial)), "to be told apart"
+    if final > initial:
         assert sizes[3] == pytest.approx((initial + final) / 2, abs=1)
 
 
@@ -94,7 +96,7 @@ def test_batches_are_drawn_without_replacement():
         seen[batch] += 1
     assert (seen > 0).sum() > 390  # 40 x 1/8: who is never drawn is unlucky
     assert seen.max() < 16
-    np.testing.assert_array_equal(draw(1, 20, s), np.arange(20))
+    np.testing.assert_array_equal(draw(1, 20, s), np.arange(20))  # all of them where there are no more
 
 
 def test_batches_differ_between_mini_batches_and_seeds():

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+FEWEST = 10  # particles of a mini-batch, unless it is said otherwise
+
 
 def phases(mini_batches: int, ini_fraction: float, fin_fraction: float) -> tuple[int, int, int]:
     """Lengths of the initial, middle and final phase. Source: RELION ml_optimiser.cpp:parseInitial."""
@@ -45,10 +47,13 @@ def tau2_fudge(position: float, settings) -> float:
 def batch_size(position: float, n_particles: int, settings) -> int:
     """Particles of a mini-batch; `n_particles` where all are used.
 
-    Source: RELION ml_optimiser.cpp:initialiseGeneral, updateSubsetSize.
+    Source: RELION ml_optimiser.cpp:initialiseGeneral, updateSubsetSize. RELION takes all of a set of 200 or fewer from the
+    start, so that each particle finds its own noise in the map wherever it first came to lie, and stays there (upside down,
+    say). A quarter of the set to begin with is less of that, and less work. Several classes need all to be told apart.
     """
-    initial = settings.batch_initial or int(max(min(0.005 * n_particles, 5000), 200))
-    final = settings.batch_final or int(max(min(0.1 * n_particles, 50000), 1000))
+    most = n_particles if settings.classes > 1 else max(FEWEST, n_particles // 4)
+    initial = settings.batch_initial or min(int(max(min(0.005 * n_particles, 5000), 200)), most)
+    final = settings.batch_final or min(int(max(min(0.1 * n_particles, 50000), 1000)), n_particles)
     first, middle, _ = phases(settings.mini_batches, settings.ini_fraction, settings.fin_fraction)
     if position < first:
         size = initial
