@@ -29,7 +29,7 @@ def test_the_tutorials_job_is_found_good(particles):
     assert (found.n_particles, found.box, found.pixel_size, found.optics_groups) == (110, 32, 10.6, 2)
     assert (found.tomograms, found.tilts, found.kind) == (2, 31, "2D stacks")
     assert found.good and not found.warnings
-    assert found.batch_sizes == (110, 110)
+    assert found.batch_sizes == (27, 110)
     assert found.kept == 110 * len(half_ball(16)) * 20
     assert found.kept < found.memory < 4 * 2**30
     assert 0.01 < found.seconds_per_mini_batch < 200
