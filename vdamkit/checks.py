@@ -100,8 +100,8 @@ def check_job(particles: ParticleSet, settings, *, measure: bool = True) -> JobC
     is_warning = [text.startswith("warning:") for text in sentences]
     warnings = [text.removeprefix("warning: ") for text, w in zip(sentences, is_warning, strict=True) if w]
     n = len(particles)
-    sizes = [schedule.batch_size(i, n, settings) for i in (1, settings.mini_batches)]
-    flops = expected_flops(particles, settings, sizes[0])
+    sizes = [schedule.batch_size(i, n, settings) for i in np.linspace(1, settings.mini_batches, 50).tolist()]
+    flops = expected_flops(particles, settings, float(np.mean(sizes)))
     speed = _speed(backend) if measure else float("nan")
     kept, memory = expected_memory(particles, settings, backend, max(sizes))
     tilts = max((t.n_tilts for t in particles.tomograms.values()), default=0)
@@ -109,7 +109,7 @@ def check_job(particles: ParticleSet, settings, *, measure: bool = True) -> JobC
         n_particles=n, kind="2D stacks" if particles.is_stack2d else "3D pseudo-subtomograms", box=particles.box,
         pixel_size=particles.pixel_size, optics_groups=len(particles.optics),
         tomograms=len(set(particles.tomogram_names)), tilts=tilts, mini_batches=settings.mini_batches,
-        batch_sizes=tuple(sizes), memory=memory, kept=kept, flops=flops, flops_per_second=speed,
+        batch_sizes=(sizes[0], sizes[-1]), memory=memory, kept=kept, flops=flops, flops_per_second=speed,
         seconds_per_mini_batch=flops / (EFFICIENCY * speed),
         problems=tuple(text for text, w in zip(sentences, is_warning, strict=True) if not w),
         warnings=tuple(warnings + _setting_warnings(particles, settings)),
@@ -138,7 +138,7 @@ def expected_memory(particles: ParticleSet, settings, backend: Backend, batch: i
     return float(kept), float(kept + 20 * state + chunk + work)
 
 
-def expected_flops(particles: ParticleSet, settings, batch: int) -> float:
+def expected_flops(particles: ParticleSet, settings, batch: float) -> float:
     """Floating-point operations of one mini-batch of `batch` particles at the start (rough)."""
     px, box = particles.pixel_size, particles.box
     shell = max(settings.min_resolution_shell, round(settings.start_fraction * box))
