@@ -310,3 +310,14 @@ def test_particles_on_their_heads_are_in_the_verdict(job, turned, said):
     text = str(verdict)
     assert (said is None and "ghost" not in text) or (said in text and "--sigma-psi" in text)
     assert turned < 6 or not verdict.good
+
+
+def test_without_a_particle_of_half_0_a_map_stays(folder):
+    """Source: RELION ml_optimiser.cpp:maximization."""
+    settings = vk.Settings(**OPTIONS | {"batch_initial": 1})
+    odd = (s for s in range(99) if draw_batch(1, 1, 24, settings.replace(seed=s))[0] % 2)
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", settings.replace(seed=next(odd)))
+    before = job.state.maps
+    job.step()
+    assert (job.state.poses.last_visit == 1).sum() == 1
+    np.testing.assert_array_equal(job.state.maps, before)

@@ -13,12 +13,11 @@ from vdamkit.cli_options import (
     JobCommand,
     SectionOption,
     given_options,
-    in_flags,
     make_settings,
     settings_options,
     with_flags,
 )
-from vdamkit.errors import InputError, OutputError, SettingsError, VdamkitError
+from vdamkit.errors import InputError, OutputError, VdamkitError
 
 BAD_SHARE = 0.1  # of the particle files; beyond it a run is not begun
 
@@ -77,10 +76,7 @@ def run(output: str, overwrite: bool, score_all: bool, **values: Any) -> None:
     particles = open_input(values)
     folder = folder_of(output)
     _refuse_folder(folder, overwrite)
-    try:
-        session = Session(settings=settings, particle_set=particles, output=folder, overwrite=overwrite)
-    except SettingsError as error:
-        raise in_flags(error) from None
+    session = Session(settings=settings, particle_set=particles, output=folder, overwrite=overwrite)
     _refuse_bad_files(particles)
     prepare_folder(folder)
     finish(session, score_all)
@@ -161,10 +157,7 @@ def resume(folder: str, score_all: bool, **values: Any) -> None:
     """
     from vdamkit.session import Session
 
-    try:
-        session = Session.resume(folder, **given_options(values))
-    except SettingsError as error:
-        raise in_flags(error) from None
+    session = Session.resume(folder, **given_options(values))
     before, now = session._history.node.settings.as_dict(), session.settings.as_dict()
     for name in (name for name in now if now[name] != before[name]):
         click.echo(f"{name}: {before[name]} → {now[name]}")

@@ -225,11 +225,6 @@ def _gpu_device(gpu: str, device: str | None) -> str:
     return wanted
 
 
-def in_flags(error: SettingsError) -> SettingsError:
-    """The same error, see :func:`with_flags`."""
-    return SettingsError(with_flags(str(error)))
-
-
 def make_settings(values: dict[str, Any]) -> Settings:
     """Settings from the values of the command line.
 

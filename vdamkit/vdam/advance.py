@@ -96,7 +96,7 @@ def _maximise(
             continue
         gradients_of = half_gradients_on_device if backend.on_device else half_gradients
         gradients = gradients_of(projector.grid, sums.cubes[k], search.symmetry, radius, backend)
-        if not gradients.weight.any(1).all():  # all of its particles are of one pseudo-half: it keeps its map, as in RELION
+        if not gradients.weight[0].any():  # nobody of half 0, from whose weight the resolution comes: it keeps its map
             continue
         result = vdam_update(
             state.maps[k].astype(np.float64), state.moment1[k], state.moment2[k], gradients, radius=radius,
