@@ -168,7 +168,7 @@ def test_single_bad_particle_is_left_out_and_many_are_fatal(folder, tmp_path):
     shutil.copytree(folder, copy)
     files = sorted((copy / "stacks2d").rglob("*.mrcs"))
     files[0].write_bytes(files[0].read_bytes()[:2000])
-    job = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    job = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS, batch_initial=24))
     report = job.step()
     assert report.n_particles == 23 and len(job.state.bad_particles) == 1
     assert files[0].name in report.bad[0]

@@ -55,7 +55,7 @@ def c1_job(tmp_path_factory):
     simulate(folder, particles=40, volumes=0, box=24, pixel_size=14.0, tilts=13, variance_ratio=1.0, seed=5)
     settings = vk.Settings(
         mini_batches=10, symmetry="C6", run_in_c1=True, tilt_prior_width=10.0, psi_prior_width=15.0, mask_diameter=230.0,
-        threads=2,
+        threads=2, batch_initial=40,
     )  # fmt: skip
     job = vk.Session(folder / "stacks2d" / "optimisation_set.star", settings, output=folder / "job")
     job.run()

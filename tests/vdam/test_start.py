@@ -200,7 +200,7 @@ def test_steps_never_grow():
 
 # a whole mini-batch -------------------------------------------------------------------------------------------------
 
-COARSE = SETTINGS.replace(healpix_order=0)  # 60 degrees, 30 after oversampling: quick
+COARSE = SETTINGS.replace(healpix_order=0, batch_initial=16)  # 60 degrees, 30 after oversampling: quick
 
 
 @pytest.fixture(scope="module")
