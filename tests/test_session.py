@@ -175,7 +175,7 @@ def test_single_bad_particle_is_left_out_and_many_are_fatal(folder, tmp_path):
     job.step()
     for file in files[1:5]:
         file.write_bytes(b"")
-    broken = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    broken = vk.Session(copy / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS, batch_initial=24))
     with pytest.raises(InputError, match="more than 10 %"):
         broken.step()
 
