@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -33,3 +34,21 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(config, items):
     if is_worker(config):
         items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small set of simulated hexamers, for tests of the session; not to be changed."""
+    from helpers_vdamkit import hexamers
+
+    return hexamers(tmp_path_factory.mktemp("hexamers"))
+
+
+@pytest.fixture
+def job(folder):
+    """A session on the stacks of `folder`, nothing computed yet."""
+    from helpers_vdamkit import OPTIONS
+
+    import vdamkit as vk
+
+    return vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))

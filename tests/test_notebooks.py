@@ -48,6 +48,7 @@ def test_a_notebook_says_what_it_is_for_and_was_run(path):
     said = "".join(output.text for output in outputs(notebook) if output.output_type == "stream")
     assert not re.search(r"(?<![\w.])/(home|root|work|tmp|Users)/", said), "a path of somebody's machine"
     assert cells_with_pictures(notebook)
+    assert "widgets" not in notebook.metadata, "the state of its widgets, megabytes that a fresh kernel makes anew"
 
 
 @each

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers_vdamkit import OPTIONS, hexamers, same
+from helpers_vdamkit import OPTIONS, same
 
 import vdamkit as vk
 from vdamkit.errors import InputError, SettingsError
@@ -15,16 +15,6 @@ from vdamkit.io.particle_files import find_file
 from vdamkit.scoring import score_all
 from vdamkit.vdam.schedule import draw_batch
 from vdamkit.vdam.visit import Cancelled, no_tick
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return hexamers(tmp_path_factory.mktemp("hexamers"))
-
-
-@pytest.fixture
-def job(folder):
-    return vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
 
 
 def test_run_is_n_steps_bit_for_bit(job, folder):

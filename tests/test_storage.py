@@ -9,22 +9,12 @@ import sys
 import time
 
 import pytest
-from helpers_vdamkit import OPTIONS, hexamers, same
+from helpers_vdamkit import OPTIONS, same
 
 import vdamkit as vk
 from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
 from vdamkit.io.star_tables import read_star, write_star
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return hexamers(tmp_path_factory.mktemp("hexamers"))
-
-
-@pytest.fixture
-def job(folder):
-    return vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
 
 
 def test_resume_goes_on_bit_for_bit(job, tmp_path):

@@ -7,24 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers_vdamkit import OPTIONS, hexamers, hold, same
+from helpers_vdamkit import hold, same
 
-import vdamkit as vk
 from vdamkit import history
 from vdamkit import session as session_module
 from vdamkit.errors import SettingsError
 from vdamkit.vdam.start import initial_state
 from vdamkit.vdam.visit import Cancelled
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return hexamers(tmp_path_factory.mktemp("hexamers"))
-
-
-@pytest.fixture
-def job(folder):
-    return vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
 
 
 def test_pause_keeps_what_is_done_and_changes_nothing(job):
