@@ -16,7 +16,8 @@ from vdamkit.vdam.start import Particles
 
 LATEST = 5  # mini-batches that are looked at
 SETTLED = 1.5  # grid steps that a particle with a settled pose turns by; the perturbed grid alone makes it about 0.8
-GHOST = 0.15  # share of particles upside down from which the map is spoilt: with a quarter its mean FSC falls from 0.97 to 0.62
+GHOST = 0.1  # share of particles against the rest from which there may be an upside-down ghost in the map
+SPOILT = 0.15  # share from which the map is not good: with a quarter its mean FSC falls from 0.97 to 0.62
 CERTAIN = 0.25  # mean Pmax below which the map does not tell orientations apart
 
 
@@ -162,14 +163,14 @@ def _prior(session, figures: dict, said: list, advice: list) -> bool:
     if prior.tilt is not None and prior.psi is None and not np.isnan(source.angle_priors[seen, 2]).all():
         share = upside_down_share(state.poses.angles[seen], source.angle_priors[seen])
         figures["upside_down"] = share
-        if share > 0.1:
-            ghost = "a faint upside-down ghost may be" if share < GHOST else "an upside-down ghost is"
+        if share > GHOST:
+            ghost = "a faint upside-down ghost may be" if share < SPOILT else "an upside-down ghost is"
             said.append(
                 f"{100 * share:.0f} % of the particles point against the others relative to their picked normal: with a tilt "
                 f"prior alone psi is free, so the normal's sign is, and {ghost} in the map."
             )
             advice.append("a psi prior (psi_prior_width=10, --sigma-psi 10), which keeps the sign of the normal")
-            ok = ok and share < GHOST
+            ok = ok and share < SPOILT
     return ok
 
 

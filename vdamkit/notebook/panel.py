@@ -25,9 +25,8 @@ from vdamkit.progress import clock
 from vdamkit.session import Session
 from vdamkit.settings import check_mask
 from vdamkit.storage import free_folder
-from vdamkit.verdict import upside_down_share
+from vdamkit.verdict import GHOST, upside_down_share
 
-GHOST = 0.1  # share of particles against the rest from which the panel speaks of an upside-down ghost
 SURE = 0.3  # mean Pmax below which poses are too vague to say so
 LOG_LINES = 200
 FOLDER = "InitialModel/vdamkit"  # what Save first offers
