@@ -76,8 +76,9 @@ def test_resume_takes_the_files_that_were_given_beside_the_set(folder, tmp_path,
     rewritten(tmp_path / "job" / "checkpoint.npz", older if as_before else None)
     again = vk.Session.resume(tmp_path / "job")
     assert again.particles.paths.particles_file == folder / "stacks2d" / "reversed.star"
-    job.step(), again.step()
-    assert same(job.state, again.state)
+    straight = job.branch()
+    straight.step(), again.step()
+    assert same(straight.state, again.state)
 
 
 def test_poses_do_not_come_to_lie_on_other_particles(folder, tmp_path):
@@ -149,6 +150,23 @@ def test_another_run_is_not_written_over(folder, tmp_path):
     new = vk.Session(star, vk.Settings(**OPTIONS), output=out, overwrite=True)
     assert vk.Session.resume(out).iteration == 2 and (out / "initial_model.mrc").exists(), "until something replaces it"
     assert new.state and vk.Session.resume(out).iteration == 0 and not (out / "initial_model.mrc").exists()
+
+
+def test_two_live_sessions_do_not_write_by_turns(folder, tmp_path):
+    first = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS), output=tmp_path / "job")
+    first.run(2)
+    second = vk.Session.resume(tmp_path / "job")
+    second.step()
+    with pytest.raises(OutputError, match=r"another session has written .* \(mini-batch 3\)"):
+        first.step()
+    assert first.iteration == 3, "what was computed stays"
+    assert load_checkpoint(tmp_path / "job" / "checkpoint.npz")[0].iteration == 3
+    second.step()
+    first.save(tmp_path / "mine")
+    first.save(overwrite=True)
+    first.step()
+    with pytest.raises(OutputError, match="another session has written"):
+        second.step()
 
 
 def test_a_folder_needs_a_name(job, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ class Session(Edits, Views):
     ):
         self.output = storage.folder_of(output) if output is not None else None
         self._replaces = self.output if overwrite else None
-        self._folders: set[Path] = set()  # whose files are this session's own
+        self._folders: dict[Path, str] = {}  # whose files are this session's own, and the mark of its last checkpoint there
         if self.output is not None and not overwrite:
             storage.refuse_other_run(self, self.output)
         self.particles = particle_set or open_particles(
@@ -135,13 +135,8 @@ class Session(Edits, Views):
         Like every edit and move in the history it is refused (SettingsError) while another thread does such a thing.
         """
         self._ensure_start()
-        if self._pending.search_symmetry != self._history.node.settings.search_symmetry:
-            from vdamkit.symmetry.of_session import take_up
-
-            take_up(self)
-        before = self._history.node.state
         with self._control.running():
-            (state, report), settings = self._computed(lambda *means: advance(before, *means, self._tick))
+            (state, report), settings = self._computed(self._advance)
         self._history.append(state, settings, report)
         self._tell()
         if self.output is not None:
@@ -239,7 +234,7 @@ class Session(Edits, Views):
         other = object.__new__(Session)
         with self._lock:
             other.__dict__ |= self.__dict__
-        other.output, other._replaces, other._folders, other.listeners, other.followers = None, None, set(), [], []
+        other.output, other._replaces, other._folders, other.listeners, other.followers = None, None, {}, [], []
         other._history, other._control = self._history.copy(), Control()
         other._lock, other._starting = threading.RLock(), threading.RLock()
         other._panel = None
@@ -298,6 +293,14 @@ class Session(Edits, Views):
             self._history.append(state, settings, None, note=f"start{lost}")
             if self.output is not None:
                 storage.after_step(self)
+
+    def _advance(self, settings: Settings, source: ParticleSource, backend: Backend) -> tuple[State, StepReport]:
+        """The next mini-batch, on maps that have the symmetry of these settings."""
+        if settings.search_symmetry != self._history.node.settings.search_symmetry:
+            from vdamkit.symmetry.of_session import take_up
+
+            take_up(self, settings)
+        return advance(self._history.node.state, settings, source, backend, self._tick)
 
     def _computed(self, work: Callable[..., T]) -> tuple[T, Settings]:
         """``work(settings, source, backend)`` and those settings; on the CPU where a GPU does not answer on the way."""

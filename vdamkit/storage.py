@@ -7,13 +7,14 @@ import os
 import re
 import shlex
 import sys
+import uuid
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from vdamkit.errors import InputError, OutputError
-from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
+from vdamkit.io.checkpoint import load_checkpoint, mark_of, save_checkpoint
 from vdamkit.io.optimisation_set import COLUMNS
 from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.io.relion_output import write_relion_files
@@ -100,6 +101,8 @@ def _claim(session, folder: Path, *, overwrite: bool) -> None:
     """Before the first write of a session to a folder: another run is refused or makes room, so that the two never mix."""
     prepare_folder(folder)
     if owns(session, folder):
+        if not overwrite:
+            _refuse_second_writer(session, folder)
         return
     if not overwrite:
         refuse_other_run(session, folder)
@@ -112,7 +115,19 @@ def _claim(session, folder: Path, *, overwrite: bool) -> None:
             path.unlink()
         except OSError as problem:
             raise OutputError(f"cannot remove {path} ({problem.strerror or problem}); choose another folder") from None
-    session._folders.add(folder.resolve())
+    session._folders[folder.resolve()] = ""
+    if folder == session._replaces:
+        session._replaces = None  # once, not whatever another session writes there later
+
+
+def _refuse_second_writer(session, folder: Path) -> None:
+    """Raises OutputError where another session, such as one resumed meanwhile, wrote to the session's own folder after it."""
+    found = mark_of(folder / CHECKPOINT)
+    if found and found != session._folders[folder.resolve()]:
+        raise OutputError(
+            f"another session has written to {folder} meanwhile (mini-batch {saved_iteration(folder)}); save this one to "
+            "another folder, or with overwrite=True to replace what is there"
+        )
 
 
 def _run_files(folder: Path) -> list[Path]:
@@ -158,7 +173,9 @@ def checkpoint(session, folder: Path) -> None:
     inputs = {name: None if value is None else str(value) for name, value in inputs.items()}
     session._digest = session._digest or _digest(session.particles)  # takes a moment where there are many
     inputs |= {"n_particles": len(session.particles), "digest": session._digest, "in_force": node.settings.as_dict()}
-    save_checkpoint(folder / CHECKPOINT, node.state, session.settings, log, inputs)
+    mark = uuid.uuid4().hex  # says who wrote last; no part of the computation
+    save_checkpoint(folder / CHECKPOINT, node.state, session.settings, log, inputs | {"mark": mark})
+    session._folders[folder.resolve()] = mark
 
 
 def _digest(particles: ParticleSet) -> str:
@@ -198,7 +215,7 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
     session._earlier = [report for report in map(_report, log) if report is not None]
     session.output = path.parent
     if path.name == CHECKPOINT:  # a copy under another name may lie beside a run that went further
-        session._folders.add(path.parent.resolve())
+        session._folders[path.parent.resolve()] = inputs.get("mark", "")
     session._pending = settings  # so that what changes is recorded
     session.change(**options)
     return session

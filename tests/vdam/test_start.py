@@ -7,6 +7,7 @@ import pytest
 from helpers_vdamkit import Blobs, random_rotations
 
 from vdamkit.backend import get_backend
+from vdamkit.errors import InputError
 from vdamkit.imaging.convert import HalfBallParticle
 from vdamkit.imaging.device_convert import upload_half_balls
 from vdamkit.imaging.halfball import fourier_grid, gather_half_ball, half_ball, map_to_fourier
@@ -58,7 +59,23 @@ class Memory:
         return ()
 
 
+class Unreadable(Memory):
+    """Particles whose files are gone."""
+
+    def fetch(self, index, radius):
+        return [], np.zeros(0, int), [f"particle {i}: no file" for i in index]
+
+
 POWER = float((OBJECT.map(BOX) ** 2).sum()) / BOX**6
+
+
+@pytest.mark.parametrize(
+    ("particles", "said"),
+    [(Unreadable(4, POWER), "none of the 4 .* e.g. particle 0: no file"), (Memory(4, 0.0, grey=0.0), "but a constant")],
+)
+def test_no_start_without_any_particle(particles, said):
+    with pytest.raises(InputError, match=said):
+        initial_state(particles, SETTINGS, CPU)
 
 
 @pytest.mark.parametrize("classes", [1, 3])

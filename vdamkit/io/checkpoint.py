@@ -89,6 +89,15 @@ def load_checkpoint(path: str | os.PathLike) -> tuple[State, Settings, list[dict
     raise InputError(f"{path}: its content does not fit this vdamkit ({found}); continue with the vdamkit that wrote it.")
 
 
+def mark_of(path: str | os.PathLike) -> str:
+    """The ``mark`` among the inputs of a checkpoint, which tells what was written last; empty where nothing can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(json.loads(str(stored[_METADATA]))["inputs"].get("mark", ""))
+    except Exception:  # whatever zipfile and NumPy stumble over: then there is nothing to keep either
+        return ""
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Metadata and arrays of a file whose checksums were all tested."""
     try:

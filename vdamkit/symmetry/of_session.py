@@ -66,13 +66,14 @@ def scores_of(session: Session, k: int | None, state: State | None) -> SymmetryS
     return symmetry_scores(state.maps[number], session.pixel_size, radius=radius, resolution=resolution)
 
 
-def take_up(session: Session) -> None:
-    """Where the next mini-batch is to run in a group that the maps do not have yet, turn them onto its axes and symmetrise.
+def take_up(session: Session, settings: Settings) -> None:
+    """Where a mini-batch with these settings is to run in a group that the maps do not have yet, turn them onto its axes and
+    symmetrise.
 
     Where the maps show no such axes, as in the first mini-batches, those of the reference frame are taken. Nothing is to be
     done where the new group is part of the old one, as it is for C6 → C3 or C6 → C1.
     """
-    node, settings = session._history.node, session.settings
+    node = session._history.node
     old, new = node.settings.search_symmetry, settings.search_symmetry
     if old == new or node.iteration == 0 or _is_part(new, old):
         return

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from vdamkit.backend.device import Device, or_on_host
+from vdamkit.errors import InputError
 from vdamkit.imaging.convert import HalfBallParticle
 from vdamkit.imaging.halfball import fourier_to_map, half_ball
 from vdamkit.imaging.masks import mask_power
@@ -91,18 +92,26 @@ def _first_of_each_group(optics: np.ndarray, per_group: int, rng: np.random.Gene
 
 
 def _noise(particles: Particles, chosen: np.ndarray, radius: int, settings, device: Device) -> tuple[np.ndarray, float]:
-    """Noise variance per optics group and shell (ratio of shell sums), and the grey scale that makes it O(1)."""
+    """Noise variance per optics group and shell (ratio of shell sums), and the grey scale that makes it O(1).
+
+    Raises InputError where no particle can be used.
+    """
     ball = half_ball(radius)
     n_shells = particles.box // 2 + 1
     power, weight = np.zeros((2, particles.n_optics, n_shells))
+    complaints: list[str] = []
     for first in range(0, len(chosen), 32):
         part = chosen[first : first + 32]
-        (masked, _, weights), at, _ = particles.fetch_on(device, part, radius)
+        (masked, _, weights), at, sentences = particles.fetch_on(device, part, radius)
+        complaints += sentences
         sums = (ball.shell_sums(device.get(values) * ball.weight) for values in (abs(masked) ** 2, weights))
         for i, mine, total in zip(part[at], *sums, strict=True):
             group = particles.optics[i]
             power[group, : ball.n_shells] += mine
             weight[group, : ball.n_shells] += total
+    if not power[:, 1:].any():
+        what = f"can be used; e.g. {complaints[0]}" if complaints else "holds anything but a constant"
+        raise InputError(f"none of the {len(chosen)} particles that the noise is estimated from {what}")
     kept = mask_power(particles.box, settings.mask_diameter / (2 * particles.pixel_size), particles.mask_ndim)
     sigma2 = np.where(weight > 0, power / np.maximum(weight, 1e-300), 0) / 2 / kept
     known = sigma2[:, 1:][sigma2[:, 1:] > 0]
