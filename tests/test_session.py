@@ -311,3 +311,16 @@ def test_without_a_particle_of_half_0_a_map_stays(folder):
     job.step()
     assert (job.state.poses.last_visit == 1).sum() == 1
     np.testing.assert_array_equal(job.state.maps, before)
+
+
+def test_a_symmetry_asked_for_while_another_is_taken_up_waits_for_the_next_mini_batch(folder):
+    coarse = {"healpix_order": 0, "offset_range": 2.0, "batch_initial": 8, "tilt_prior_width": None, "symmetry": "C1"}
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS | coarse))
+    job.step()
+    job.change(symmetry="C6")
+    job.followers.append(lambda: job.change(symmetry="C4"))  # as a cell may while the maps are being turned
+    job.step()
+    job.followers.clear()
+    assert [node.settings.symmetry for node in job._history.line()] == ["C1", "C1", "C6", "C6"]
+    job.step()
+    assert [node.settings.symmetry for node in job._history.line()][-2:] == ["C4", "C4"], "turned onto its axes first"

@@ -181,23 +181,30 @@ def test_tables_of_a_projector():
 
 
 def test_chunks_go_to_devices_in_turn(monkeypatch):
-    """Each device in its own thread, the same next time; a last chunk that has no room is still the last when halved."""
+    """Each device in its own thread, the same next time; with its last chunk it is told once which particles it will have
+    next time, which is when they come to it."""
     monkeypatch.setattr(Engine, "particles_at_once", lambda engine: 3)
     devices, seen = (Device(), Device()), []
     search = SimpleNamespace(dtype="float32", backend=Backend(1, devices))
 
-    def task(engine, chunk, last):
-        seen.append((devices.index(engine.device), threading.current_thread(), chunk.tolist(), last))
+    def task(engine, chunk, ahead):
+        ahead = None if ahead is None else ahead.tolist()
+        seen.append((devices.index(engine.device), threading.current_thread(), chunk.tolist(), ahead))
         if chunk.tolist() == [6, 7, 8]:
             raise OutOfDeviceMemory("full")
         return chunk.tolist()
 
     for _ in range(2):
-        found, notes = share_out(search, np.arange(12), task, tf32=False)
+        found, notes = share_out(search, np.arange(12), task, np.arange(20, 34), tf32=False)
         assert found == [[0, 1, 2], [3, 4, 5], [6], [7, 8], [9, 10, 11]] and len(notes) == 1
-    chunks = {number: [(chunk, last) for who, _, chunk, last in seen if who == number] for number in (0, 1)}
-    assert chunks[0] == 2 * [([0, 1, 2], False), ([6, 7, 8], True), ([6], False), ([7, 8], True)]
-    assert chunks[1] == 2 * [([3, 4, 5], False), ([9, 10, 11], True)]
+    chunks = {number: [(chunk, ahead) for who, _, chunk, ahead in seen if who == number] for number in (0, 1)}
+    next_time = [20, 21, 22, 26, 27, 28, 32, 33], [23, 24, 25, 29, 30, 31]
+    assert chunks[0] == 2 * [([0, 1, 2], None), ([6, 7, 8], next_time[0]), ([6], None), ([7, 8], None)]
+    assert chunks[1] == 2 * [([3, 4, 5], None), ([9, 10, 11], next_time[1])]
+    seen.clear()
+    share_out(search, np.arange(20, 34), task, tf32=False)
+    for number in (0, 1):
+        assert [i for who, _, chunk, _ in seen if who == number for i in chunk] == next_time[number]
     assert len({(number, thread) for number, thread, *_ in seen}) == 2 == len({thread for _, thread, *_ in seen})
     with devices[0].thread() as one, devices[0].thread() as other:
         assert one.submit(threading.current_thread).result() in {thread for _, thread, *_ in seen}

@@ -41,17 +41,16 @@ def visit(
     progress, lock = Progress(tick, len(index)), threading.Lock()
     bad: dict[int, str] = {}
     totals: dict[Device, Sums] = {}  # of the chunks each device has done
-    ahead = dict(zip(search.backend.devices, np.array_split(upcoming, len(search.backend.devices)), strict=True))
 
-    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found | None:
+    def task(engine: Engine, chunk: np.ndarray, ahead: np.ndarray | None) -> Found | None:
         """Read, search and sum one chunk on one device; None where none of its particles can be used.
 
-        While its last one computes, those of the next mini-batch are fetched.
+        While it computes, particles to come are fetched.
         """
         part = progress.part(len(chunk))
         laps = [time.perf_counter()]
         part("read", 0.0)(0.0)
-        batch, complaints = make_batch(engine, state, particles, chunk, ahead.pop(engine.device, None) if last else None)
+        batch, complaints = make_batch(engine, state, particles, chunk, ahead)
         with lock:
             bad.update(complaints)
             all_bad(state, bad, len(particles))
@@ -73,7 +72,7 @@ def visit(
         progress.done(len(chunk))  # and nothing that can fail after the sums: what fails is done again
         return poses
 
-    found, notes = share_out(search, index, task, tf32=settings.tf32)
+    found, notes = share_out(search, index, task, upcoming, tf32=settings.tf32)
     if not found:
         raise none_left(bad)
     return Visited(_total(search.backend.devices, totals), found, bad, notes)
@@ -100,7 +99,7 @@ def find_poses(
     """The best pose of each of some particles, without sums; and a sentence about each that cannot be used."""
     bad: dict[int, str] = {}
 
-    def task(engine: Engine, chunk: np.ndarray, last: bool) -> Found | None:
+    def task(engine: Engine, chunk: np.ndarray, ahead: None) -> Found | None:
         """Read and search one chunk on one device."""
         batch, complaints = make_batch(engine, state, particles, chunk)
         bad.update(complaints)
@@ -112,12 +111,13 @@ def find_poses(
 
 
 def share_out(
-    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray, bool], T | None], *, tf32: bool
-) -> tuple[list[T], tuple[str, ...]]:
+    search: Search, index: np.ndarray, task: Callable[[Engine, np.ndarray, np.ndarray | None], T | None],
+    upcoming: np.ndarray | None = None, *, tf32: bool,
+) -> tuple[list[T], tuple[str, ...]]:  # fmt: skip
     """Results of `task` (but None) for chunks of particles, in the order of `index`; chunks go to the devices in turn.
 
-    The task is also told whether a chunk is its device's last. Where a device has no memory left for a chunk, it is done in
-    halves from then on, and a note says so.
+    With a device's last chunk the task is given what that device will have of the `upcoming` particles, else None. Where a
+    device has no memory left for a chunk, it is done in halves from then on, and a note says so.
 
     Raises
     ------
@@ -127,14 +127,15 @@ def share_out(
     notes: list[str] = []
     engines = [Engine(search, device, tf32=tf32) for device in devices]
     with devices[0].active():
-        size = min(engines[0].particles_at_once(), -(-len(index) // len(devices)))
-    chunks = [index[first : first + size] for first in range(0, len(index), size)]
+        most = engines[0].particles_at_once()
+    chunks = _chunks(index, most, len(devices))
+    shares = {} if upcoming is None else _shares(_chunks(upcoming, most, len(devices)), devices)
     ends = {int(chunk[-1]) for chunk in chunks[-len(devices) :]}  # particles, as chunks may be halved
 
     def attempt(engine: Engine, chunk: np.ndarray) -> list[T] | None:
         try:
             with engine.device.active():
-                return [task(engine, chunk, int(chunk[-1]) in ends)]
+                return [task(engine, chunk, shares.pop(engine.device, None) if int(chunk[-1]) in ends else None)]
         except OutOfDeviceMemory:
             return None  # only after this block is what the failed attempt held let go
 
@@ -147,6 +148,18 @@ def share_out(
     else:
         done = sorted(_side_by_side(devices, serve), key=lambda item: item[0])
     return [result for _, results in done for result in results if result is not None], tuple(notes)
+
+
+def _chunks(index: np.ndarray, most: int, n_devices: int) -> list[np.ndarray]:
+    """`index` in chunks of at most `most`, one at least for each device where there are enough; they go round in turn."""
+    size = max(1, min(most, -(-len(index) // n_devices)))
+    return [index[first : first + size] for first in range(0, len(index), size)]
+
+
+def _shares(chunks: list[np.ndarray], devices: tuple[Device, ...]) -> dict[Device, np.ndarray]:
+    """All particles of each device that has any, from chunks that go round in turn."""
+    mine = {device: chunks[number :: len(devices)] for number, device in enumerate(devices)}
+    return {device: np.concatenate(some) for device, some in mine.items() if some}
 
 
 def _side_by_side(devices: tuple[Device, ...], serve: Callable[[int], list[T]]) -> list[T]:
