@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -167,6 +168,28 @@ def test_two_live_sessions_do_not_write_by_turns(folder, tmp_path):
     first.step()
     with pytest.raises(OutputError, match="another session has written"):
         second.step()
+
+
+def test_a_save_while_mini_batches_land_takes_its_turn(job, tmp_path):
+    """Its own writes are not another session's, whichever thread wrote last."""
+    job.output = tmp_path / "job"
+    job.step()
+    done, problems = threading.Event(), []
+
+    def keep_saving():
+        while not done.is_set():
+            try:
+                job.save(final=False)
+            except OutputError as problem:
+                problems.append(problem)
+
+    saver = threading.Thread(target=keep_saving)
+    saver.start()
+    job.run(3)
+    done.set()
+    saver.join()
+    assert not problems
+    assert vk.Session.resume(tmp_path / "job").iteration == 4
 
 
 def test_a_folder_needs_a_name(job, tmp_path, monkeypatch):

@@ -81,6 +81,7 @@ class Session(Edits, Views):
         self._control = Control()
         self._lock = threading.RLock()  # of the options, which may change while a mini-batch runs in another thread
         self._starting = threading.RLock()  # of state 0; never asked for by who holds the other
+        self._writing = threading.RLock()  # of the output folder; asked for after the one of state 0
         self._panel: Any = None
         self.listeners: list[Callable[[str, float], None]] = []
         self.followers: list[Callable[[], None]] = []
@@ -236,7 +237,7 @@ class Session(Edits, Views):
             other.__dict__ |= self.__dict__
         other.output, other._replaces, other._folders, other.listeners, other.followers = None, None, {}, [], []
         other._history, other._control = self._history.copy(), Control()
-        other._lock, other._starting = threading.RLock(), threading.RLock()
+        other._lock, other._starting, other._writing = threading.RLock(), threading.RLock(), threading.RLock()
         other._panel = None
         if note:
             other._history.remark(f"branch: {note}")

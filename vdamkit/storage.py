@@ -140,18 +140,20 @@ def _run_files(folder: Path) -> list[Path]:
 def after_step(session) -> None:
     """Checkpoint after every mini-batch; RELION's files at 0, every `write_every`-th and at the last."""
     folder = session.output
-    _claim(session, folder, overwrite=folder == session._replaces)
-    settings, iteration = session.settings, session.iteration
-    checkpoint(session, folder)
-    if iteration % settings.write_every == 0 or iteration == settings.mini_batches:
-        _write_files(session, folder, final=iteration >= settings.mini_batches)
+    with session._writing:
+        _claim(session, folder, overwrite=folder == session._replaces)
+        settings, iteration = session.settings, session.iteration
+        checkpoint(session, folder)
+        if iteration % settings.write_every == 0 or iteration == settings.mini_batches:
+            _write_files(session, folder, final=iteration >= settings.mini_batches)
 
 
 def save(session, folder: Path, *, final: bool = True, overwrite: bool = False) -> list[Path]:
     """RELION's files (with `initial_model.mrc` and `run_optimisation_set.star` if `final`) and the checkpoint."""
-    _claim(session, folder, overwrite=overwrite or folder == session._replaces)
-    written = _write_files(session, folder, final=final)
-    checkpoint(session, folder)
+    with session._writing:  # by turns with a mini-batch that lands meanwhile
+        _claim(session, folder, overwrite=overwrite or folder == session._replaces)
+        written = _write_files(session, folder, final=final)
+        checkpoint(session, folder)
     return [*written, folder / CHECKPOINT]
 
 
