@@ -170,8 +170,14 @@ def test_two_live_sessions_do_not_write_by_turns(folder, tmp_path):
         second.step()
 
 
-def test_a_save_while_mini_batches_land_takes_its_turn(job, tmp_path):
+def test_a_save_while_mini_batches_land_takes_its_turn(job, tmp_path, monkeypatch):
     """Its own writes are not another session's, whichever thread wrote last."""
+
+    def slowly(*args, **options):
+        save_checkpoint(*args, **options)
+        time.sleep(0.1)
+
+    monkeypatch.setattr("vdamkit.storage.save_checkpoint", slowly)
     job.output = tmp_path / "job"
     job.step()
     done, problems = threading.Event(), []
