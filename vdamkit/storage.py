@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import uuid
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -97,9 +96,10 @@ def free_folder(session, name: str) -> str:
     return name
 
 
-def _claim(session, folder: Path, *, overwrite: bool) -> None:
+def _claim(session, folder: Path, *, overwrite: bool = False) -> None:
     """Before the first write of a session to a folder: another run is refused or makes room, so that the two never mix."""
     prepare_folder(folder)
+    overwrite = overwrite or folder == session._replaces
     if owns(session, folder):
         if not overwrite:
             _refuse_second_writer(session, folder)
@@ -141,7 +141,7 @@ def after_step(session) -> None:
     """Checkpoint after every mini-batch; RELION's files at 0, every `write_every`-th and at the last."""
     folder = session.output
     with session._writing:
-        _claim(session, folder, overwrite=folder == session._replaces)
+        _claim(session, folder)
         settings, iteration = session.settings, session.iteration
         checkpoint(session, folder)
         if iteration % settings.write_every == 0 or iteration == settings.mini_batches:
@@ -151,7 +151,7 @@ def after_step(session) -> None:
 def save(session, folder: Path, *, final: bool = True, overwrite: bool = False) -> list[Path]:
     """RELION's files (with `initial_model.mrc` and `run_optimisation_set.star` if `final`) and the checkpoint."""
     with session._writing:  # by turns with a mini-batch that lands meanwhile
-        _claim(session, folder, overwrite=overwrite or folder == session._replaces)
+        _claim(session, folder, overwrite=overwrite)
         written = _write_files(session, folder, final=final)
         checkpoint(session, folder)
     return [*written, folder / CHECKPOINT]
@@ -175,7 +175,7 @@ def checkpoint(session, folder: Path) -> None:
     inputs = {name: None if value is None else str(value) for name, value in inputs.items()}
     session._digest = session._digest or _digest(session.particles)  # takes a moment where there are many
     inputs |= {"n_particles": len(session.particles), "digest": session._digest, "in_force": node.settings.as_dict()}
-    mark = uuid.uuid4().hex  # says who wrote last; no part of the computation
+    mark = os.urandom(16).hex()  # says who wrote last; no part of the computation
     save_checkpoint(folder / CHECKPOINT, node.state, session.settings, log, inputs | {"mark": mark})
     session._folders[folder.resolve()] = mark
 
