@@ -194,16 +194,28 @@ def test_weights_of_one_matrix_product(both):
 
 
 @pytest.mark.parametrize("real", REALS)
+def test_own_power(both, real):
+    rng = np.random.default_rng(5)
+    inputs = [complex_normal(rng, real, 9, 300), rng.random((9, 300)).astype(real), rng.permutation(9).astype(np.int32)]
+    both("own_power", [*inputs, np.array([0, 4, 5, 9], np.int32)], [np.full((3, 2, 300), np.nan)])
+
+
+@pytest.mark.parametrize("real", REALS)
 def test_row_sums(both, real):
-    """Rows with many members, with one, with none; both halves, three optics groups; two blocks of rows."""
+    """Rows with many members, with one, with none; both halves, three optics groups; two blocks of rows; shifts that share
+    y and z, and that do not."""
     rng = np.random.default_rng(4)
     n, members, p = 600, [3, 0, 1, 6], 5
     m = sum(members)
     count = rng.integers(1, 9, m).astype(np.int32)
     first = (np.cumsum(count) - count).astype(np.int64)
-    s = int(count.sum())
+    s, half = int(count.sum()), 6
+    k = np.repeat(rng.integers(-half // 2, half // 2, (n // 2, 3)) * [1, 1, 2], 2, axis=0)
+    k[1::2, 2] += 1
     inputs = [
-        complex_normal(rng, real, 4, n), complex_normal(rng, real, 12, n), np.append(0, np.cumsum(members)).astype(np.int32),
+        complex_normal(rng, real, 4, n), complex_normal(rng, real, 5, 2 * half + 2),
+        rng.integers(5, size=(12, 4)).astype(np.int32) // np.array([1, 3, 3, 1], np.int32), k.astype(np.int32),
+        np.append(0, np.cumsum(members)).astype(np.int32),
         rng.integers(p, size=m).astype(np.int32), rng.integers(3, size=m).astype(np.int32), first, count,
         rng.random(m).astype(real),
         rng.integers(12, size=s).astype(np.int32), rng.random(s).astype(real), complex_normal(rng, real, p, n),

@@ -15,7 +15,9 @@ from vdamkit.backend.twins import TILE
 from vdamkit.errors import SettingsError
 
 THREADS = 256
+LANES = 4  # see tilt_back
 FULL = ("OutOfMemoryError", "MemoryError")  # of CuPy's pool, of C++ code that it served; NumPy's own has another name
+ALIGNED = 16  # bytes, what the kernels read at a time
 FAILURES = ("CUDARuntimeError", "CUDADriverError", "CUBLASError", "CuFFTError")
 NO_MEMORY = ("MemoryAllocation", "OUT_OF_MEMORY", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUFFT_INTERNAL_ERROR")
 # the last two: where cuBLAS finds no room for a handle, or cuFFT for a plan
@@ -71,6 +73,17 @@ class CudaDevice(Device):
 
     def put(self, array: np.ndarray) -> Any:
         return self.xp.asarray(np.ascontiguousarray(array))
+
+    def put_all(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        ends = np.cumsum([-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays])
+        packed = np.empty(ends[-1], np.uint8)
+        places = [
+            (end - -(-array.nbytes // ALIGNED) * ALIGNED, array) for end, array in zip(ends.tolist(), arrays, strict=True)
+        ]
+        for first, array in places:
+            packed[first : first + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        there = self.xp.asarray(packed)
+        return tuple(there[first : first + a.nbytes].view(a.dtype).reshape(a.shape) for first, a in places)
 
     def upload(self, array: np.ndarray) -> Any:
         import cupyx
@@ -182,7 +195,7 @@ class CudaKernels:
     def tilt_back(self, slabs, turns, points, half_width, depth, width, sums) -> None:
         n = points.shape[1]
         self._run(
-            "tilt_back", turns.dtype, (_blocks(n),), slabs, turns, np.int32(len(turns)), points, np.int32(n),
+            "tilt_back", turns.dtype, (-(-n * LANES // THREADS),), slabs, turns, np.int32(len(turns)), points, np.int32(n),
             np.int32(half_width), np.int32(depth), np.int32(width), np.int32(sums.shape[-1]), sums,
         )  # fmt: skip
 
@@ -194,16 +207,16 @@ class CudaKernels:
         )  # fmt: skip
 
     def spin_adjoint(
-        self, values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+        self, values, weights, spin_start, spins, tile_start, source, source_count, patch_count, entry, entry_weight, needed,
         absolute_sum, depth, width, slabs,
     ) -> None:  # fmt: skip
         real, at_once = entry_weight.dtype, 8 if entry_weight.dtype == np.float32 else 4  # KZ
-        side = round((patch_start.shape[1] - 1) ** 0.5)
+        tiles, most = entry.shape[1:3]
         self._run(
-            "spin_adjoint", real, (len(slabs) * (tile_start.shape[1] - 1) * -(-depth // at_once), 2), values, weights,
-            spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
-            real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
-            np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once,
+            "spin_adjoint", real, (len(slabs) * tiles * -(-depth // at_once), 2), values, weights, spin_start, spins,
+            tile_start, source, source_count, patch_count, entry, entry_weight, np.int32(most), needed, real.type(absolute_sum),
+            np.int32(round(tiles**0.5) * TILE), np.int32(depth), np.int32(width), np.int32(values.shape[2] // 2),
+            np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once // 2,
         )  # fmt: skip
 
     def collect(self, values, rows, order, out) -> None:
@@ -248,15 +261,22 @@ class CudaKernels:
             limit, total, sample_start, np.int32(len(base)), sample_shift, sample_weight,
         )  # fmt: skip
 
+    def own_power(self, raw, raw_weight, particle, run_start, sums) -> None:
+        n = raw.shape[1]
+        self._run(
+            "own_power", raw_weight.dtype, (len(sums), _blocks(n)), raw, raw_weight, particle, run_start, np.int32(n), sums
+        )
+
     def row_sums(
-        self, rows, shift_phases, row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight,
+        self, rows, waves, lines, k, row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight,
         unmasked, weight, raw, raw_weight, half, gradient, total, noise, *, rows_at_once: int,
     ) -> None:  # fmt: skip
         n_rows, pairs = len(rows), rows.shape[1] // 2
         self._run(
-            "row_sums", mass.dtype, (len(noise), _blocks(pairs)), rows, shift_phases, np.int32(pairs), np.int32(n_rows),
-            np.int32(rows_at_once), row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight,
-            unmasked, weight, raw, raw_weight, half, np.int32(noise.shape[1]), gradient, total, noise,
+            "row_sums", mass.dtype, (len(noise), _blocks(pairs)), rows, waves, np.int32(waves.shape[1]), lines, k,
+            np.int32(pairs), np.int32(n_rows), np.int32(rows_at_once), row_start, particle, group, sample_start, sample_count,
+            mass, sample_shift, sample_weight, unmasked, weight, raw, raw_weight, half, np.int32(noise.shape[1]), gradient,
+            total, noise,
         )  # fmt: skip
 
 

@@ -67,6 +67,10 @@ class Device:
         """A copy on the device."""
         return np.array(array)
 
+    def put_all(self, *arrays: np.ndarray) -> tuple[Any, ...]:
+        """Copies of some small arrays on the device; sooner there than one by one."""
+        return tuple(self.put(array) for array in arrays)
+
     def upload(self, array: np.ndarray) -> Any:
         """A copy of a large array on the device, by the fastest way there."""
         return self.put(array)

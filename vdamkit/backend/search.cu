@@ -249,49 +249,89 @@ extern "C" __global__ void samples(const REAL* __restrict__ weights, const long 
 
 // M-step ------------------------------------------------------------------------------------------------------------------
 
+// Sums over runs of particles, a thread's a voxel: power of the data and weight, each in the order of the run.
+extern "C" __global__ void own_power(const COMPLEX* __restrict__ raw, const REAL* __restrict__ raw_weight,
+                                     const int* __restrict__ particle, const int* __restrict__ run_start, int n_voxels,
+                                     double* __restrict__ sums) {
+  int v = blockIdx.y * blockDim.x + threadIdx.x;
+  if (v >= n_voxels) return;
+  double power = 0, weight = 0;
+#pragma unroll 8
+  for (int m = run_start[blockIdx.x]; m < run_start[blockIdx.x + 1]; m++) {
+    long long at = (long long)particle[m] * n_voxels + v;
+    power += raw[at].x * raw[at].x + raw[at].y * raw[at].y;
+    weight += raw_weight[at];
+  }
+  sums[2LL * blockIdx.x * n_voxels + v] = power;
+  sums[(2LL * blockIdx.x + 1) * n_voxels + v] = weight;
+}
+
 // A block takes some rows, one after the other, and a thread two neighbouring voxels of each; `noise` is added up over the rows of
-// a block.
-extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ shift_phases, int n_pairs,
-                                    int n_rows, int rows_at_once, const int* __restrict__ row_start,
-                                    const int* __restrict__ particle, const int* __restrict__ group,
-                                    const long long* __restrict__ sample_start, const int* __restrict__ sample_count,
-                                    const REAL* __restrict__ mass, const int* __restrict__ sample_shift,
-                                    const REAL* __restrict__ sample_weight, const COMPLEX* __restrict__ unmasked,
-                                    const REAL* __restrict__ weight, const COMPLEX* __restrict__ raw,
-                                    const REAL* __restrict__ raw_weight, const int* __restrict__ half, int n_groups,
-                                    COMPLEX* __restrict__ gradient, REAL* __restrict__ total, REAL* __restrict__ noise) {
+// a block. Phases are products of one wave along each axis: samples that differ in x alone share those of y and z.
+extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ waves, int width,
+                                    const int4* __restrict__ lines, const int* __restrict__ k, int n_pairs, int n_rows,
+                                    int rows_at_once, const int* __restrict__ row_start, const int* __restrict__ particle,
+                                    const int* __restrict__ group, const long long* __restrict__ sample_start,
+                                    const int* __restrict__ sample_count, const REAL* __restrict__ mass,
+                                    const int* __restrict__ sample_shift, const REAL* __restrict__ sample_weight,
+                                    const COMPLEX* __restrict__ unmasked, const REAL* __restrict__ weight,
+                                    const COMPLEX* __restrict__ raw, const REAL* __restrict__ raw_weight,
+                                    const int* __restrict__ half, int n_groups, COMPLEX* __restrict__ gradient,
+                                    REAL* __restrict__ total, REAL* __restrict__ noise) {
   int p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p >= n_pairs) return;
-  int first = blockIdx.x * rows_at_once, last = min(first + rows_at_once, n_rows);
+  const COMPLEX* zero = waves + width / 2 - 1;  // where k = 0
+  const COMPLEX *along_x = zero + k[6 * p], *along_y = zero + k[6 * p + 1], *along_z = zero + k[6 * p + 2];
+  int first = blockIdx.x * rows_at_once, last = min(first + rows_at_once, n_rows), seen_group = -1;
+  Two residual = {};  // of one optics group, as long as members have the same
+  Two* residuals = (Two*)noise + (long long)blockIdx.x * n_groups * n_pairs + p;
   for (int r = first; r < last; r++) {
     Four a = ((const Four*)rows)[(long long)r * n_pairs + p], moved[2] = {};
     Two energy = {{a.of[0] * a.of[0] + a.of[1] * a.of[1], a.of[2] * a.of[2] + a.of[3] * a.of[3]}}, sum[2] = {};
     for (int m = row_start[r]; m < row_start[r + 1]; m++) {
-      Four wave = {};  // Σ_t p e^{-2πi k·t/N}
-      long long begin = sample_start[m], end = begin + sample_count[m];
-      for (long long s = begin; s < end; s++) {
-        Four phase = ((const Four*)shift_phases)[(long long)sample_shift[s] * n_pairs + p];
-        REAL share = sample_weight[s];
-        for (int i = 0; i < 4; i++) wave.of[i] += share * phase.of[i];
-      }
       int who = particle[m];
       long long at = (long long)who * n_pairs + p;
       Four image = ((const Four*)unmasked)[at], seen = ((const Four*)raw)[at];
       Two w = ((const Two*)weight)[at], own = ((const Two*)raw_weight)[at];
+      COMPLEX wave[2] = {};  // Σ_t p e^{-2πi k·t/N}
+      long long begin = sample_start[m], end = begin + sample_count[m];
+      for (long long s = begin; s < end;) {
+        int4 line = lines[sample_shift[s]], here = line;
+        COMPLEX in_x = complex_of(0, 0);
+        do {
+          COMPLEX e = along_x[(long long)here.x * width];
+          REAL share = sample_weight[s];
+          in_x.x += share * e.x;
+          in_x.y += share * e.y;
+          if (++s == end) break;
+          here = lines[sample_shift[s]];
+        } while (here.y == line.y && here.z == line.z);
+        COMPLEX in_plane = times(in_x, along_y[(long long)line.y * width]);
+        Four e = *(const Four*)(along_z + (long long)line.z * width);
+        for (int v = 0; v < 2; v++) {
+          COMPLEX phase = times(in_plane, complex_of(e.of[2 * v], e.of[2 * v + 1]));
+          wave[v].x += phase.x;
+          wave[v].y += phase.y;
+        }
+      }
+      if (group[m] != seen_group) {
+        if (seen_group >= 0)
+          for (int v = 0; v < 2; v++) residuals[(long long)seen_group * n_pairs].of[v] += residual.of[v];
+        seen_group = group[m];
+        residual = {};
+      }
       REAL share = mass[m];
-      Two* residual = (Two*)noise + ((long long)blockIdx.x * n_groups + group[m]) * n_pairs + p;
       for (int v = 0; v < 2; v++) {
-        COMPLEX turn = complex_of(wave.of[2 * v], wave.of[2 * v + 1]);
-        COMPLEX mine = times(turn, complex_of(image.of[2 * v], image.of[2 * v + 1]));
+        COMPLEX mine = times(wave[v], complex_of(image.of[2 * v], image.of[2 * v + 1]));
         for (int h = 0; h < 2; h++) {  // both halves, one with nothing: keeps them in registers
           REAL one = half[who] == h ? REAL(1) : REAL(0);
           moved[h].of[2 * v] += one * mine.x;
           moved[h].of[2 * v + 1] += one * mine.y;
           sum[h].of[v] += one * share * w.of[v];
         }
-        COMPLEX there = times(turn, complex_of(seen.of[2 * v], seen.of[2 * v + 1]));
+        COMPLEX there = times(wave[v], complex_of(seen.of[2 * v], seen.of[2 * v + 1]));
         REAL overlap = a.of[2 * v] * there.x + a.of[2 * v + 1] * there.y;
-        residual->of[v] += own.of[v] * (own.of[v] * share * energy.of[v] - 2 * overlap);
+        residual.of[v] += own.of[v] * (own.of[v] * share * energy.of[v] - 2 * overlap);
       }
     }
     for (int h = 0; h < 2; h++) {
@@ -302,4 +342,6 @@ extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMP
       ((Two*)total)[to] = sum[h];
     }
   }
+  if (seen_group >= 0)
+    for (int v = 0; v < 2; v++) residuals[(long long)seen_group * n_pairs].of[v] += residual.of[v];
 }

@@ -144,8 +144,8 @@ class DeviceProjector:
         """What bears on the patches of 2 × 2 columns of the cylinder, for every angle; see `twins.spin_adjoint`.
 
         For each tile of patches, ranges `(angles, tiles + 1)` of a list of columns of the half-ball: the first voxel in a row
-        of each quarter turn, how many voxels. For each patch, ranges `(angles, patches² + 1)` of a list of entries: number
-        among the tile's columns, weights for each of the four.
+        of each quarter turn, how many voxels. For each patch, how many entries: number among the tile's columns, weights for
+        each of the four; a tile's first entries, then its second ones, so that threads side by side read side by side.
         """
         key = tuple(psis.tolist())
         if key not in self._backward:
@@ -172,9 +172,16 @@ class DeviceProjector:
             tile_start = ranges(listed, tiles)
             entry = place.ravel() - tile_start[:, :-1].ravel()[in_tile // n_disc]
             column = listed % n_disc
+            start = ranges(some, patches)
+            count, owner = xp.diff(start, axis=1), some // n_disc
+            slot = xp.arange(len(some)) - start[:, :-1].ravel()[owner]
+            shape = (len(key), tiles, int(count.max()), TILE**2)
+            at = (owner // TILE**2 * shape[2] + slot) * TILE**2 + owner % TILE**2
+            entries, entry_weights = xp.zeros(shape, np.int32), xp.zeros((*shape, 4), p.dtype)
+            entries.reshape(-1)[at], entry_weights.reshape(-1, 4)[at] = entry.astype(np.int32), weights
             starts, counts = put(np.ascontiguousarray(self._start[self._column_of].T)), put(self._count)
             self._backward[key] = (
-                tile_start, starts[column], counts[column], ranges(some, patches), entry.astype(np.int32), weights,
+                tile_start, starts[column], counts[column], count.reshape(len(key), tiles, TILE**2), entries, entry_weights,
             )  # fmt: skip
         return self._backward[key]
 
@@ -194,12 +201,13 @@ class DeviceProjector:
         first, taps = self._taps(turns.psis)
         for tilts, spins in turns.pieces(self._directions_at_once(turns, 2)):
             slabs = xp.zeros((len(tilts), self.slab_size), p.complex)
-            device.kernels.tilt(cube, self._matrices(tilts), self._source, self._source_at, p.grid.half_width, slabs)
-            device.kernels.spin(slabs, device.put(spins), first, taps, self.pair, self._turned, self.depth, p.width, rows)
+            matrices, spins = device.put_all(self._matrices(tilts), spins)
+            device.kernels.tilt(cube, matrices, self._source, self._source_at, p.grid.half_width, slabs)
+            device.kernels.spin(slabs, spins, first, taps, self.pair, self._turned, self.depth, p.width, rows)
         return rows
 
-    def _matrices(self, tilts: np.ndarray) -> Any:
-        return self.device.put((PAD * tilts).astype(self.projector.dtype))
+    def _matrices(self, tilts: np.ndarray) -> np.ndarray:
+        return (PAD * tilts).astype(self.projector.dtype)
 
     def scatter(self, turns: Turns, values: Any, weights: Any, out: Any) -> None:
         """Adjoint of :meth:`rotate`: values `(2, rows, n)` of two halves, and weights, are added to `out` `(2, 3, size)`.
@@ -210,11 +218,12 @@ class DeviceProjector:
         for tilts, spins in turns.pieces(self._directions_at_once(turns, 8)):
             slabs = xp.empty((len(tilts), self.slab_size, 2, 4), p.dtype)
             start = np.searchsorted(spins[:, 0], np.arange(len(tilts) + 1)).astype(np.int32)
+            matrices, start, spins = device.put_all(self._matrices(tilts), start, spins)
             device.kernels.spin_adjoint(
-                values, weights, device.put(start), device.put(spins), *self._sources(turns.psis), self._needed,
-                mean_absolute_sum(), self.depth, p.width, slabs,
+                values, weights, start, spins, *self._sources(turns.psis), self._needed, mean_absolute_sum(), self.depth,
+                p.width, slabs,
             )  # fmt: skip
-            device.kernels.tilt_back(slabs, self._matrices(tilts), self._points, p.grid.half_width, self.depth, p.width, out)
+            device.kernels.tilt_back(slabs, matrices, self._points, p.grid.half_width, self.depth, p.width, out)
 
 
 def reached_points(projector: Projector) -> np.ndarray:

@@ -77,6 +77,18 @@ class Engine:
         self.device.kernels.phases(self.device.put(shifts / self.search.box), projector.k, out)
         return out
 
+    def waves(self, radius: int, shifts: np.ndarray) -> tuple[Any, np.ndarray]:
+        """Phase factors of shifts `(m, 3)` in px, along each axis: waves `(m', width)` on the device, and which of them each
+        shift has in x, y and z, `(m, 4)` int32 on the host, the last number unused; see `twins.row_sums`."""
+        projector = self.projector(radius)
+        half = radius + radius % 2
+        values, line = np.unique(shifts, return_inverse=True)
+        out = self.device.xp.empty((len(values), 2 * half + 2), projector.projector.complex)
+        turns, k = np.zeros((len(values), 3)), np.zeros((out.shape[1], 3), np.int32)
+        turns[:, 0], k[:, 0] = values / self.search.box, np.arange(-half, half + 2)
+        self.device.kernels.phases(*self.device.put_all(turns, k), out)
+        return out, np.pad(line.reshape(shifts.shape).astype(np.int32), ((0, 0), (0, 1)))
+
     def put(self, array: np.ndarray, kind: Any) -> Any:
         """An index or a prior on the device, as `kind`."""
         return self.device.put(np.ascontiguousarray(array, kind))
