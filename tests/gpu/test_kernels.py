@@ -165,9 +165,11 @@ def test_posterior_kernels(both, real):
         base = np.concatenate([start[i] + widths[i] * np.arange(per_particle[i]) for i in range(4)])
         shift_start = np.append(0, np.cumsum(widths)).astype(np.int32)
         shift, prior = rng.integers(50, size=widths.sum()).astype(np.int32), normal(rng, real, widths.sum())
+        line = np.concatenate([np.sort(rng.integers(6, size=width)) for width in widths]).astype(np.int32)
         m = len(base)
         where = [weights, base, 1, particle, shift_start]
-        count, mass, _ = both("entry_sums", [*where, prior, limit, total], [np.zeros(m, np.int32), np.zeros(m), np.zeros(m)])
+        unset = [*np.zeros((2, m), np.int32), *np.zeros((2, m))]
+        count, _, mass, _ = both("entry_sums", [*where, line, prior, limit, total], unset)
         kept = np.bincount(particle, count, 4)
         assert (kept[:3] <= cap).all() and kept[3] in (500, min(cap, 500)), "equal weights come together"
         assert np.bincount(particle, mass, 4).max() <= 1 + 1e-6
@@ -183,7 +185,8 @@ def test_weights_of_one_matrix_product(both):
     base, particle = np.concatenate([55 * i + np.arange(11) for i in range(3)]), np.repeat(np.arange(3), 11).astype(np.int32)
     shift_start, total, limit = (5 * np.arange(4)).astype(np.int32), np.full(3, 2.0), np.full(3, 0.4)
     where = [weights, base, 11, particle, shift_start]
-    (count, mass, _) = both("entry_sums", [*where, np.zeros(15), limit, total], [np.zeros(33, np.int32), *np.zeros((2, 33))])
+    unset = [*np.zeros((2, 33), np.int32), *np.zeros((2, 33))]
+    count, _, mass, _ = both("entry_sums", [*where, np.zeros(15, np.int32), np.zeros(15), limit, total], unset)
     table = weights.reshape(3, 5, 11)
     np.testing.assert_array_equal(count.reshape(3, 11), (table >= 0.4).sum(1))
     np.testing.assert_allclose(mass.reshape(3, 11), np.where(table >= 0.4, table, 0).sum(1) / 2)
@@ -202,28 +205,38 @@ def test_own_power(both, real):
 
 @pytest.mark.parametrize("real", REALS)
 def test_row_sums(both, real):
-    """Rows with many members, with one, with none; both halves, three optics groups; two blocks of rows; shifts that share
-    y and z, and that do not."""
+    """Rows with many members, with one, with none; both halves, three optics groups; two blocks of rows; the planes of all
+    rows, and of all but the first."""
     rng = np.random.default_rng(4)
-    n, members, p = 600, [3, 0, 1, 6], 5
+    tables = DeviceProjector(Projector(16, 6, real), Device())
+    n, members, p = len(tables.order), [3, 0, 1, 6], 5
     m = sum(members)
-    count = rng.integers(1, 9, m).astype(np.int32)
+    count = rng.integers(1, 30, m).astype(np.int32)
     first = (np.cumsum(count) - count).astype(np.int64)
-    s, half = int(count.sum()), 6
-    k = np.repeat(rng.integers(-half // 2, half // 2, (n // 2, 3)) * [1, 1, 2], 2, axis=0)
-    k[1::2, 2] += 1
-    inputs = [
-        complex_normal(rng, real, 4, n), complex_normal(rng, real, 5, 2 * half + 2),
-        rng.integers(5, size=(12, 4)).astype(np.int32) // np.array([1, 3, 3, 1], np.int32), k.astype(np.int32),
-        np.append(0, np.cumsum(members)).astype(np.int32),
-        rng.integers(p, size=m).astype(np.int32), rng.integers(3, size=m).astype(np.int32), first, count,
-        rng.random(m).astype(real),
-        rng.integers(12, size=s).astype(np.int32), rng.random(s).astype(real), complex_normal(rng, real, p, n),
-        rng.random((p, n)).astype(real), complex_normal(rng, real, p, n), rng.random((p, n)).astype(real),
-        np.array([0, 1, 1, 0, 1], np.int32),
-    ]  # fmt: skip
-    unset = [np.full((2, 4, n), np.nan, kind) for kind in (np.result_type(real, np.complex64), real)]
-    both("row_sums", inputs, [*unset, normal(rng, real, 2, 3, n)], rows_at_once=3)
+    shift = np.concatenate([np.sort(rng.permutation(99)[:c]) for c in count]).astype(np.int32)
+    lines = rng.integers(5, size=(99, 4)).astype(np.int32)
+    lines = lines[np.lexsort(lines[:, :3].T)]
+    waves = complex_normal(rng, real, 5, 14)
+    planes = [len(np.unique(lines[shift[a : a + c], 2])) for a, c in zip(first, count, strict=True)]
+    plane_start = np.append(0, np.cumsum(planes)).astype(np.int32)
+    samples = [first, count, shift, rng.random(len(shift)).astype(real)]
+    row_start = np.append(0, np.cumsum(members)).astype(np.int32)
+    columns = [rng.integers(top, size=m).astype(np.int32) for top in (p, 3)] + [rng.random(m).astype(real)]
+    images = [complex_normal(rng, real, p, n), rng.random((p, n)).astype(real)] * 2
+    rows, half = complex_normal(rng, real, 4, n), np.array([0, 1, 1, 0, 1], np.int32)
+    for begin in (0, 1):
+        of_member = row_start[begin]
+        unset = np.full((plane_start[-1] - plane_start[of_member], len(tables.disc)), np.nan, rows.dtype)
+        found = both(
+            "wave_planes", [waves, lines, tables.disc, *samples, plane_start], [unset, np.zeros(len(unset), np.int32)],
+            first=int(of_member), members=int(m - of_member),
+        )  # fmt: skip
+        unset = [np.full((2, 4 - begin, n), np.nan, kind) for kind in (rows.dtype, real)]
+        both(
+            "row_sums",
+            [rows[begin:], waves, tables.pair, row_start[begin:], *columns, plane_start, *found, *images, half],
+            [*unset, normal(rng, real, 2, 3, n)], rows_at_once=3 - begin,
+        )  # fmt: skip
 
 
 def test_scattering_repeats(cuda):

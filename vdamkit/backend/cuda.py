@@ -15,7 +15,6 @@ from vdamkit.backend.twins import TILE
 from vdamkit.errors import SettingsError
 
 THREADS = 256
-LANES = 4  # see tilt_back
 FULL = ("OutOfMemoryError", "MemoryError")  # of CuPy's pool, of C++ code that it served; NumPy's own has another name
 ALIGNED = 16  # bytes, what the kernels read at a time
 FAILURES = ("CUDARuntimeError", "CUDADriverError", "CUBLASError", "CuFFTError")
@@ -195,7 +194,7 @@ class CudaKernels:
     def tilt_back(self, slabs, turns, points, half_width, depth, width, sums) -> None:
         n = points.shape[1]
         self._run(
-            "tilt_back", turns.dtype, (-(-n * LANES // THREADS),), slabs, turns, np.int32(len(turns)), points, np.int32(n),
+            "tilt_back", turns.dtype, (_blocks(n),), slabs, turns, np.int32(len(turns)), points, np.int32(n),
             np.int32(half_width), np.int32(depth), np.int32(width), np.int32(sums.shape[-1]), sums,
         )  # fmt: skip
 
@@ -207,16 +206,16 @@ class CudaKernels:
         )  # fmt: skip
 
     def spin_adjoint(
-        self, values, weights, spin_start, spins, tile_start, source, source_count, patch_count, entry, entry_weight, needed,
+        self, values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
         absolute_sum, depth, width, slabs,
     ) -> None:  # fmt: skip
         real, at_once = entry_weight.dtype, 8 if entry_weight.dtype == np.float32 else 4  # KZ
-        tiles, most = entry.shape[1:3]
+        side = round((patch_start.shape[1] - 1) ** 0.5)
         self._run(
-            "spin_adjoint", real, (len(slabs) * tiles * -(-depth // at_once), 2), values, weights, spin_start, spins,
-            tile_start, source, source_count, patch_count, entry, entry_weight, np.int32(most), needed, real.type(absolute_sum),
-            np.int32(round(tiles**0.5) * TILE), np.int32(depth), np.int32(width), np.int32(values.shape[2] // 2),
-            np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once // 2,
+            "spin_adjoint", real, (len(slabs) * (tile_start.shape[1] - 1) * -(-depth // at_once), 2), values, weights,
+            spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+            real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
+            np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once,
         )  # fmt: skip
 
     def collect(self, values, rows, order, out) -> None:
@@ -247,10 +246,12 @@ class CudaKernels:
     def threshold(self, weights, start, target, cap, out) -> None:
         self._run("threshold", weights.dtype, (len(start) - 1,), weights, start, target, np.int32(min(cap, 2**31 - 1)), out)
 
-    def entry_sums(self, weights, base, stride, particle, shift_start, shift_prior, limit, total, count, mass, moment) -> None:
+    def entry_sums(
+        self, weights, base, stride, particle, shift_start, shift_line, shift_prior, limit, total, count, lines, mass, moment
+    ) -> None:  # fmt: skip
         self._run(
             "entry_sums", weights.dtype, (_blocks(len(base)),), weights, base, np.int32(stride), particle, shift_start,
-            shift_prior, limit, total, np.int32(len(base)), count, mass, moment,
+            shift_line, shift_prior, limit, total, np.int32(len(base)), count, lines, mass, moment,
         )  # fmt: skip
 
     def samples(
@@ -267,15 +268,25 @@ class CudaKernels:
             "own_power", raw_weight.dtype, (len(sums), _blocks(n)), raw, raw_weight, particle, run_start, np.int32(n), sums
         )
 
+    def wave_planes(
+        self, waves, lines, disc, sample_start, sample_count, sample_shift, sample_weight, plane_start, planes, plane_z, *,
+        first: int, members: int,
+    ) -> None:  # fmt: skip
+        self._run(
+            "wave_planes", sample_weight.dtype, (members, _blocks(len(disc))), waves, np.int32(waves.shape[1]), lines, disc,
+            np.int32(len(disc)), sample_start, sample_count, sample_shift, sample_weight, plane_start, np.int32(first), planes,
+            plane_z,
+        )  # fmt: skip
+
     def row_sums(
-        self, rows, waves, lines, k, row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight,
-        unmasked, weight, raw, raw_weight, half, gradient, total, noise, *, rows_at_once: int,
+        self, rows, waves, pair, row_start, particle, group, mass, plane_start, planes, plane_z, unmasked, weight, raw,
+        raw_weight, half, gradient, total, noise, *, rows_at_once: int,
     ) -> None:  # fmt: skip
         n_rows, pairs = len(rows), rows.shape[1] // 2
         self._run(
-            "row_sums", mass.dtype, (len(noise), _blocks(pairs)), rows, waves, np.int32(waves.shape[1]), lines, k,
-            np.int32(pairs), np.int32(n_rows), np.int32(rows_at_once), row_start, particle, group, sample_start, sample_count,
-            mass, sample_shift, sample_weight, unmasked, weight, raw, raw_weight, half, np.int32(noise.shape[1]), gradient,
+            "row_sums", mass.dtype, (len(noise), _blocks(pairs)), rows, waves, np.int32(waves.shape[1]), pair, np.int32(pairs),
+            np.int32(n_rows), np.int32(rows_at_once), row_start, particle, group, mass, plane_start, planes,
+            np.int32(planes.shape[1]), plane_z, unmasked, weight, raw, raw_weight, half, np.int32(noise.shape[1]), gradient,
             total, noise,
         )  # fmt: skip
 

@@ -8,12 +8,10 @@
 #define TILE 8       // patches along a side, see twins.py
 #define COLUMNS 400  // of the half-ball, at most, that bear on a tile: lattice points in a square of side 2 TILE + 3
 #ifdef SINGLE
-#define PAIRS 4  // of neighbouring voxels of a column that a block takes: what the memory shared by its threads holds
+#define KZ 8  // voxels of a column that a block takes: what the memory shared by its threads holds
 #else
-#define PAIRS 2
+#define KZ 4
 #endif
-#define KZ (2 * PAIRS)
-#define LANES 4  // threads that share a point's directions
 
 struct __align__(4 * sizeof(REAL)) Four {
   REAL of[4];
@@ -117,18 +115,16 @@ __device__ __forceinline__ REAL weight_of(const REAL* away, const REAL* t, int c
 }
 
 // The adjoint of `tilt` for rows of a map: each point of the cube collects what the cylinders hold around it. A cylinder's point
-// lies in the half cube itself or as its Friedel mate, as in corners_of, whose sign this takes from the same sum. A block takes
-// THREADS / LANES points, each with LANES threads, which share out the directions.
+// lies in the half cube itself or as its Friedel mate, as in corners_of, whose sign this takes from the same sum.
 extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL* __restrict__ turns, int n_directions,
                                      const int* __restrict__ points, int n_points, int half_width, int depth, int width,
                                      int size, double* __restrict__ sums) {
-  __shared__ double parts[LANES][6][THREADS / LANES];
-  int column = threadIdx.x % (THREADS / LANES), lane = threadIdx.x / (THREADS / LANES);
-  int i = min(blockIdx.x * (THREADS / LANES) + column, n_points - 1);  // the last block's spare threads do the last again
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n_points) return;
   int at[3] = {points[i], points[n_points + i], points[2 * n_points + i]};
-  double sum[6] = {};
-  for (int d = lane; d < n_directions; d += LANES) {
-    const Four* slab = (const Four*)slabs + 2LL * d * width * width * depth;
+  double sum[2][3] = {};
+  const Four* slab = (const Four*)slabs;
+  for (int d = 0; d < n_directions; d++, slab += 2LL * width * width * depth) {
     const REAL* t = turns + 9 * d;
     REAL part[2][3] = {};
     REAL scale = 1 / (t[0] * t[0] + t[1] * t[1] + t[2] * t[2]);  // a turn times the padding
@@ -157,17 +153,10 @@ extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL*
         }
       }
     }
-    for (int j = 0; j < 6; j++) sum[j] += part[j / 3][j % 3];
+    for (int j = 0; j < 6; j++) sum[j / 3][j % 3] += part[j / 3][j % 3];
   }
-  for (int j = 0; j < 6; j++) parts[lane][j][column] = sum[j];
-  __syncthreads();
-  if (blockIdx.x * (THREADS / LANES) + column >= n_points) return;
   long long to = ((long long)(at[2] + half_width) * (2 * half_width + 1) + at[1] + half_width) * (half_width + 2) + at[0];
-  for (int j = lane; j < 6; j += LANES) {
-    double all = 0;
-    for (int l = 0; l < LANES; l++) all += parts[l][j][column];
-    sums[j * (long long)size + to] += all;
-  }
+  for (int j = 0; j < 6; j++) sums[j * (long long)size + to] += sum[j / 3][j % 3];
 }
 
 // in-plane turns ----------------------------------------------------------------------------------------------------------
@@ -203,62 +192,60 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
 }
 
 // A block sums up a tile of TILE × TILE patches of the cylinder, KZ voxels deep, for one half: for each spin it first collects
-// what bears on the tile, quarter turns added up, and then each thread forms two neighbouring kz of its 2 × 2 columns. A cell of
-// `slabs` is, for each half, real part, imaginary part, weight and nothing.
-extern "C" __global__ void __launch_bounds__(TILE * TILE * PAIRS)
+// what bears on the tile, quarter turns added up, and then each thread forms its 2 × 2 columns. A cell of `slabs` is, for each
+// half, real part, imaginary part, weight and nothing.
+extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ)
     spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ spin_start,
                  const int* __restrict__ spins, const int* __restrict__ tile_start, const int4* __restrict__ source,
-                 const int* __restrict__ source_count, const int* __restrict__ patch_count, const int* __restrict__ entry,
-                 const REAL* __restrict__ entry_weight, int most, const unsigned char* __restrict__ needed, REAL absolute_sum,
-                 int side, int depth, int width, int n_pairs, int n_rows, REAL* __restrict__ slabs) {
-  __shared__ Four data[COLUMNS * PAIRS];
-  __shared__ Two heavy[COLUMNS * PAIRS];
+                 const int* __restrict__ source_count, const int* __restrict__ patch_start, const int* __restrict__ entry,
+                 const REAL* __restrict__ entry_weight, const unsigned char* __restrict__ needed, REAL absolute_sum, int side,
+                 int depth, int width, int n_voxels, int n_rows, REAL* __restrict__ slabs) {
+  __shared__ COMPLEX data[COLUMNS * KZ];
+  __shared__ REAL heavy[COLUMNS * KZ];
   int across = side / TILE, tiles = across * across, layers = (depth + KZ - 1) / KZ;
   int low = blockIdx.x % layers * KZ, tile = blockIdx.x / layers % tiles, d = blockIdx.x / layers / tiles, h = blockIdx.y;
-  int z = threadIdx.x % PAIRS, within = threadIdx.x / PAIRS;
-  Four sum[4] = {};
-  Two heavy_sum[4] = {};
+  int z = threadIdx.x % KZ, within = threadIdx.x / KZ, kz = low + z;
+  REAL sum[4][3] = {};
   for (int s = spin_start[d]; s < spin_start[d + 1]; s++) {
     const int* mine = spins + 6LL * s;
-    long long row[4], patch = ((long long)mine[1] * tiles + tile) * TILE * TILE + within;
-    for (int q = 0; q < 4; q++) row[q] = mine[2 + q] < 0 ? -1 : ((long long)h * n_rows + mine[2 + q]) * n_pairs + low / 2;
+    long long row[4];
+    for (int q = 0; q < 4; q++) row[q] = mine[2 + q] < 0 ? -1 : ((long long)h * n_rows + mine[2 + q]) * n_voxels + low;
     const int* range = tile_start + (long long)mine[1] * (tiles + 1) + tile;
-    int first = range[0], size = (range[1] - first) * PAIRS;
+    int first = range[0], size = (range[1] - first) * KZ;
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
-      int4 column = source[first + i / PAIRS];
-      int from[4] = {column.x / 2, column.y / 2, column.z / 2, column.w / 2}, at = i % PAIRS;
-      bool inside = low + 2 * at < source_count[first + i / PAIRS];
-      Four value[4] = {};
-      Two weight[4] = {};
+      int4 column = source[first + i / KZ];
+      int from[4] = {column.x, column.y, column.z, column.w}, at = i % KZ;
+      bool inside = low + at < source_count[first + i / KZ];
+      COMPLEX value[4];
+      REAL weight[4];
 #pragma unroll
-      for (int q = 0; q < 4; q++)  // all reads are under way before the first is waited for
-        if (inside && row[q] >= 0) {
-          value[q] = ((const Four*)values)[row[q] + from[q] + at];
-          weight[q] = ((const Two*)weights)[row[q] + from[q] + at];
-        }
-      for (int j = 0; j < 4; j++) data[i].of[j] = value[0].of[j] + value[1].of[j] + value[2].of[j] + value[3].of[j];
-      for (int j = 0; j < 2; j++) heavy[i].of[j] = weight[0].of[j] + weight[1].of[j] + weight[2].of[j] + weight[3].of[j];
+      for (int q = 0; q < 4; q++) {  // all reads are under way before the first is waited for
+        bool there = inside && row[q] >= 0;
+        value[q] = there ? values[row[q] + from[q] + at] : complex_of(0, 0);
+        weight[q] = there ? weights[row[q] + from[q] + at] : REAL(0);
+      }
+      data[i] = complex_of(value[0].x + value[1].x + value[2].x + value[3].x, value[0].y + value[1].y + value[2].y + value[3].y);
+      heavy[i] = weight[0] + weight[1] + weight[2] + weight[3];
     }
     __syncthreads();
-    const int* mine_at = entry + (patch - within) * most + within;
-    const Four* mine_weight = (const Four*)entry_weight + (patch - within) * most + within;
-    for (int e = 0; e < patch_count[patch]; e++, mine_at += TILE * TILE, mine_weight += TILE * TILE) {
-      Four w = *mine_weight, value = data[*mine_at * PAIRS + z];
-      Two weight = heavy[*mine_at * PAIRS + z];
+    range = patch_start + (long long)mine[1] * (side * side + 1) + tile * TILE * TILE + within;
+    for (int e = range[0]; e < range[1]; e++) {
+      int at = entry[e] * KZ + z;
+      Four w = ((const Four*)entry_weight)[e];
       for (int j = 0; j < 4; j++) {
-        for (int i = 0; i < 4; i++) sum[j].of[i] += w.of[j] * value.of[i];
-        for (int i = 0; i < 2; i++) heavy_sum[j].of[i] += fabs(w.of[j]) * weight.of[i];
+        sum[j][0] += w.of[j] * data[at].x;
+        sum[j][1] += w.of[j] * data[at].y;
+        sum[j][2] += fabs(w.of[j]) * heavy[at];
       }
     }
     __syncthreads();  // all have read before it is written again
   }
   int y = (tile / across * TILE + within / TILE) * 2, x = (tile % across * TILE + within % TILE) * 2;
-  for (int i = 0; i < 8; i++) {
-    int j = i / 2, v = i % 2, kz = low + 2 * z + v;
+  for (int j = 0; j < 4; j++) {
     if (kz >= depth || y + j / 2 >= width || x + j % 2 >= width) continue;
     int cell = ((y + j / 2) * width + x + j % 2) * depth + kz;
     REAL used = needed[cell];
-    Four out = {{used * sum[j].of[2 * v], used * sum[j].of[2 * v + 1], used * heavy_sum[j].of[v] / absolute_sum, 0}};
+    Four out = {{used * sum[j][0], used * sum[j][1], used * sum[j][2] / absolute_sum, 0}};
     ((Four*)slabs)[2 * ((long long)d * width * width * depth + cell) + h] = out;
   }
 }

@@ -209,22 +209,27 @@ extern "C" __global__ void threshold(const REAL* __restrict__ weights, const lon
 
 extern "C" __global__ void entry_sums(const REAL* __restrict__ weights, const long long* __restrict__ base, int stride,
                                       const int* __restrict__ particle, const int* __restrict__ shift_start,
-                                      const REAL* __restrict__ shift_prior, const REAL* __restrict__ limit,
-                                      const double* __restrict__ total, int n_entries, int* __restrict__ count,
-                                      double* __restrict__ mass, double* __restrict__ moment) {
+                                      const int* __restrict__ shift_line, const REAL* __restrict__ shift_prior,
+                                      const REAL* __restrict__ limit, const double* __restrict__ total, int n_entries,
+                                      int* __restrict__ count, int* __restrict__ lines, double* __restrict__ mass,
+                                      double* __restrict__ moment) {
   int e = blockIdx.x * blockDim.x + threadIdx.x;
   if (e >= n_entries) return;
-  int i = particle[e], width = shift_start[i + 1] - shift_start[i], n = 0;
+  int i = particle[e], width = shift_start[i + 1] - shift_start[i], n = 0, different = 0, last = -1;
   const REAL* prior = shift_prior + shift_start[i];
+  const int* line = shift_line + shift_start[i];
   double sum = 0, weighted = 0;
   for (int s = 0; s < width; s++) {
     REAL w = weights[base[e] + (long long)s * stride];
     if (w < limit[i]) continue;
     n++;
+    different += line[s] != last;
+    last = line[s];
     sum += w;
     weighted += (double)w * prior[s];
   }
   count[e] = n;
+  lines[e] = different;
   mass[e] = sum / total[i];
   moment[e] = weighted / total[i];
 }
@@ -266,54 +271,80 @@ extern "C" __global__ void own_power(const COMPLEX* __restrict__ raw, const REAL
   sums[(2LL * blockIdx.x + 1) * n_voxels + v] = weight;
 }
 
+// Sums over x and y of the samples of a member, one plane for each z: for each column of the half-ball, as phases are products of
+// one wave along each axis. Samples are sorted by z, then by y.
+extern "C" __global__ void wave_planes(const COMPLEX* __restrict__ waves, int width, const int4* __restrict__ lines,
+                                       const int2* __restrict__ disc, int n_disc, const long long* __restrict__ sample_start,
+                                       const int* __restrict__ sample_count, const int* __restrict__ sample_shift,
+                                       const REAL* __restrict__ sample_weight, const int* __restrict__ plane_start,
+                                       int first_member, COMPLEX* __restrict__ planes, int* __restrict__ plane_z) {
+  int c = blockIdx.y * blockDim.x + threadIdx.x, m = first_member + blockIdx.x;
+  if (c >= n_disc) return;
+  const COMPLEX* zero = waves + width / 2 - 1;  // where k = 0
+  const COMPLEX *along_x = zero + disc[c].x, *along_y = zero + disc[c].y;
+  int to = plane_start[m] - plane_start[first_member];
+  long long s = sample_start[m], end = s + sample_count[m];
+  int4 line = lines[sample_shift[s]];
+  while (s < end) {
+    int z = line.z;
+    COMPLEX sum = complex_of(0, 0);
+    while (s < end && line.z == z) {
+      int y = line.y;
+      COMPLEX row = complex_of(0, 0);
+      while (s < end && line.z == z && line.y == y) {
+        COMPLEX e = along_x[line.x * width];
+        REAL share = sample_weight[s];
+        row.x += share * e.x;
+        row.y += share * e.y;
+        if (++s < end) line = lines[sample_shift[s]];
+      }
+      row = times(row, along_y[y * width]);
+      sum.x += row.x;
+      sum.y += row.y;
+    }
+    planes[(long long)to * n_disc + c] = sum;
+    if (c == 0) plane_z[to] = z;
+    to++;
+  }
+}
+
 // A block takes some rows, one after the other, and a thread two neighbouring voxels of each; `noise` is added up over the rows of
-// a block. Phases are products of one wave along each axis: samples that differ in x alone share those of y and z.
-extern "C" __global__ void row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ waves, int width,
-                                    const int4* __restrict__ lines, const int* __restrict__ k, int n_pairs, int n_rows,
-                                    int rows_at_once, const int* __restrict__ row_start, const int* __restrict__ particle,
-                                    const int* __restrict__ group, const long long* __restrict__ sample_start,
-                                    const int* __restrict__ sample_count, const REAL* __restrict__ mass,
-                                    const int* __restrict__ sample_shift, const REAL* __restrict__ sample_weight,
-                                    const COMPLEX* __restrict__ unmasked, const REAL* __restrict__ weight,
-                                    const COMPLEX* __restrict__ raw, const REAL* __restrict__ raw_weight,
-                                    const int* __restrict__ half, int n_groups, COMPLEX* __restrict__ gradient,
-                                    REAL* __restrict__ total, REAL* __restrict__ noise) {
+// a block.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    row_sums(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ waves, int width, const unsigned* __restrict__ pair,
+             int n_pairs, int n_rows, int rows_at_once, const int* __restrict__ row_start, const int* __restrict__ particle,
+             const int* __restrict__ group, const REAL* __restrict__ mass, const int* __restrict__ plane_start,
+             const COMPLEX* __restrict__ planes, int n_disc, const int* __restrict__ plane_z,
+             const COMPLEX* __restrict__ unmasked, const REAL* __restrict__ weight, const COMPLEX* __restrict__ raw,
+             const REAL* __restrict__ raw_weight, const int* __restrict__ half, int n_groups, COMPLEX* __restrict__ gradient,
+             REAL* __restrict__ total, REAL* __restrict__ noise) {
   int p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p >= n_pairs) return;
-  const COMPLEX* zero = waves + width / 2 - 1;  // where k = 0
-  const COMPLEX *along_x = zero + k[6 * p], *along_y = zero + k[6 * p + 1], *along_z = zero + k[6 * p + 2];
+  const COMPLEX* along_z = waves + width / 2 - 1 + (pair[p] & ((1u << KZ_BITS) - 1));
+  const COMPLEX* column = planes + (pair[p] >> KZ_BITS);
   int first = blockIdx.x * rows_at_once, last = min(first + rows_at_once, n_rows), seen_group = -1;
+  int first_plane = plane_start[row_start[0]];
   Two residual = {};  // of one optics group, as long as members have the same
   Two* residuals = (Two*)noise + (long long)blockIdx.x * n_groups * n_pairs + p;
   for (int r = first; r < last; r++) {
     Four a = ((const Four*)rows)[(long long)r * n_pairs + p], moved[2] = {};
     Two energy = {{a.of[0] * a.of[0] + a.of[1] * a.of[1], a.of[2] * a.of[2] + a.of[3] * a.of[3]}}, sum[2] = {};
     for (int m = row_start[r]; m < row_start[r + 1]; m++) {
-      int who = particle[m];
-      long long at = (long long)who * n_pairs + p;
-      Four image = ((const Four*)unmasked)[at], seen = ((const Four*)raw)[at];
-      Two w = ((const Two*)weight)[at], own = ((const Two*)raw_weight)[at];
       COMPLEX wave[2] = {};  // Σ_t p e^{-2πi k·t/N}
-      long long begin = sample_start[m], end = begin + sample_count[m];
-      for (long long s = begin; s < end;) {
-        int4 line = lines[sample_shift[s]], here = line;
-        COMPLEX in_x = complex_of(0, 0);
-        do {
-          COMPLEX e = along_x[(long long)here.x * width];
-          REAL share = sample_weight[s];
-          in_x.x += share * e.x;
-          in_x.y += share * e.y;
-          if (++s == end) break;
-          here = lines[sample_shift[s]];
-        } while (here.y == line.y && here.z == line.z);
-        COMPLEX in_plane = times(in_x, along_y[(long long)line.y * width]);
-        Four e = *(const Four*)(along_z + (long long)line.z * width);
+#pragma unroll 4
+      for (int j = plane_start[m] - first_plane; j < plane_start[m + 1] - first_plane; j++) {
+        COMPLEX plane = column[(long long)j * n_disc];
+        Four e = *(const Four*)(along_z + plane_z[j] * width);
         for (int v = 0; v < 2; v++) {
-          COMPLEX phase = times(in_plane, complex_of(e.of[2 * v], e.of[2 * v + 1]));
+          COMPLEX phase = times(plane, complex_of(e.of[2 * v], e.of[2 * v + 1]));
           wave[v].x += phase.x;
           wave[v].y += phase.y;
         }
       }
+      int who = particle[m];
+      long long at = (long long)who * n_pairs + p;
+      Four image = ((const Four*)unmasked)[at], seen = ((const Four*)raw)[at];
+      Two w = ((const Two*)weight)[at], own = ((const Two*)raw_weight)[at];
       if (group[m] != seen_group) {
         if (seen_group >= 0)
           for (int v = 0; v < 2; v++) residuals[(long long)seen_group * n_pairs].of[v] += residual.of[v];

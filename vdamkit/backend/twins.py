@@ -8,6 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from vdamkit.imaging.projector import trilinear
 
@@ -79,7 +80,7 @@ def spin(slabs, spins, first, taps, pair, turned, depth: int, width: int, rows) 
 
 
 def spin_adjoint(
-    values, weights, spin_start, spins, tile_start, source, source_count, patch_count, entry, entry_weight, needed,
+    values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
     absolute_sum: float, depth: int, width: int, slabs,
 ) -> None:  # fmt: skip
     """Adjoint of :func:`spin`, summed over the spins of each direction; weights with the absolute values of the taps.
@@ -87,40 +88,39 @@ def spin_adjoint(
     values `(2, rows, n)` complex and weights, real, for two halves. Spins (as there, but for the first number) of direction d:
     ``spin_start[d]`` to ``spin_start[d + 1]``. A patch is 2 × 2 columns of the cylinder, a tile TILE × TILE patches, one after
     the other. tile_start `(angles, tiles + 1)`: for each tile the range of columns of the half-ball that bear on it,
-    source `(sources, 4)` int32, first voxel of a column by quarter turn, and source_count, how many voxels; all even.
-    patch_count `(angles, tiles, TILE²)`: how many of the entries `(angles, tiles, most, TILE²)` each patch has: number among
-    the tile's columns, and entry_weight `(…, 4)`, on each of the four. needed `(width² depth,)` uint8: where a cylinder is
-    read. slabs as for :func:`tilt_back`.
+    source `(sources, 4)` int32, first voxel of a column by quarter turn, and source_count, how many voxels. patch_start
+    `(angles, patches + 1)`: for each patch the range of its entries: number among the tile's columns, and entry_weight
+    `(entries, 4)`, on each of the four. needed `(width² depth,)` uint8: where a cylinder is read. slabs as for
+    :func:`tilt_back`.
     """
-    n_tiles, most, within = entry.shape[1:]
-    side = round((n_tiles * within) ** 0.5)
-    tile, place = np.divmod(np.arange(side**2), within)
-    y, x = (TILE * a + b for a, b in zip(np.divmod(tile, side // TILE), np.divmod(place, TILE), strict=True))
+    side = round((patch_start.shape[1] - 1) ** 0.5)
+    tile, within = np.divmod(np.arange(side**2), TILE**2)
+    y, x = (TILE * a + b for a, b in zip(np.divmod(tile, side // TILE), np.divmod(within, TILE), strict=True))
     kz, room = np.arange(depth), max(2 * side, width)
 
-    def summed(values: np.ndarray, w: np.ndarray) -> np.ndarray:
-        """Values `(tiles, most, TILE², depth)`, weighted in four ways, as columns of the cylinder."""
+    def summed(start: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """Runs of `values` `(entries, depth)`, weighted in four ways, as columns of the cylinder."""
+        ends, numbers = start - start[0], np.arange(len(values))
         slab = np.zeros((room, room, depth), values.dtype)
         for j in range(4):
-            slab[2 * y + j // 2, 2 * x + j % 2] = np.einsum("tmpz,tmp->tpz", values, w[..., j]).reshape(side**2, depth)
+            slab[2 * y + j // 2, 2 * x + j % 2] = csr_matrix((w[:, j], numbers, ends), (len(x), len(values))) @ values
         return slab[:width, :width].ravel() * needed
 
     slabs[:] = 0
     for h in range(2):
         for d, (begin, end) in enumerate(pairwise(spin_start.tolist())):
             for _, angle, *members in spins[begin:end].tolist():
-                column = tile_start[angle, :-1, None, None] + entry[angle]
-                used = np.arange(most)[:, None] < patch_count[angle][:, None]
-                column = np.where(used, column, 0)
-                inside, w = used[..., None] & (kz < source_count[column, None]), entry_weight[angle]
+                start = patch_start[angle]
+                column = np.repeat(tile_start[angle, tile], np.diff(start)) + entry[start[0] : start[-1]]
+                inside, w = kz < source_count[column, None], entry_weight[start[0] : start[-1]]
                 for quarter, r in enumerate(members):
                     if r < 0:
                         continue
                     at = np.where(inside, source[column, quarter, None] + kz, 0)
-                    data = summed(np.where(inside, values[h, r, at], 0), w)
+                    data = summed(start, np.where(inside, values[h, r, at], 0), w)
                     slabs[d, :, h, 0] += data.real
                     slabs[d, :, h, 1] += data.imag
-                    slabs[d, :, h, 2] += summed(np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
+                    slabs[d, :, h, 2] += summed(start, np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
 
 
 def collect(values, rows, order, out) -> None:
@@ -172,16 +172,22 @@ def threshold(weights, start, target, cap: int, out) -> None:
         out[i] = max(ordered[at], np.nextafter(ordered.dtype.type(0), ordered.dtype.type(1)))
 
 
-def entry_sums(weights, base, stride: int, particle, shift_start, shift_prior, limit, total, count, mass, moment) -> None:
-    """Of each entry: how many of its weights reach the limit, their sum, and their sum with the shifts' log priors.
+def entry_sums(
+    weights, base, stride: int, particle, shift_start, shift_line, shift_prior, limit, total, count, lines, mass, moment
+) -> None:
+    """Of each entry: how many of its weights reach the limit, on how many lines, their sum, and their sum with the shifts' log
+    priors.
 
-    Weight s of entry e is ``weights[base[e] + s * stride]``; sums are divided by the particle's `total`.
+    Weight s of entry e is ``weights[base[e] + s * stride]``; sums are divided by the particle's `total`. Shifts with the same
+    `shift_line` follow one another.
     """
     for e, i in enumerate(particle.tolist()):
-        prior = shift_prior[shift_start[i] : shift_start[i + 1]]
+        of_particle = slice(shift_start[i], shift_start[i + 1])
+        prior = shift_prior[of_particle]
         mine = weights[base[e] + stride * np.arange(len(prior))].astype(np.float64)
         kept = mine >= limit[i]
         count[e], mass[e], moment[e] = kept.sum(), mine[kept].sum() / total[i], mine[kept] @ prior[kept] / total[i]
+        lines[e] = len(np.unique(shift_line[of_particle][kept]))
 
 
 def samples(
@@ -204,28 +210,47 @@ def own_power(raw, raw_weight, particle, run_start, sums) -> None:
         sums[i] = (np.abs(raw[mine]) ** 2).sum(0), raw_weight[mine].sum(0)
 
 
+def wave_planes(
+    waves, lines, disc, sample_start, sample_count, sample_shift, sample_weight, plane_start, planes, plane_z, *,
+    first: int, members: int,
+) -> None:  # fmt: skip
+    """Σ_t p e^{-2πi (kx x + ky y)/N} over the samples t of some members, for each z by itself.
+
+    waves `(m, width)`: ``exp(-2 pi i k s)`` along an axis for some shifts s, and k from 1 - width/2 on, which is even; lines
+    `(shifts, 4)` int32: which of them each shift has in x, y and z. disc `(d, 2)` int32: kx and ky of each column of the
+    half-ball. The samples of each member are sorted by z, then y. Planes of member ``first + i``, of `members`: `(d,)` complex,
+    from ``plane_start[first + i] - plane_start[first]`` on in `planes`; their z is written to `plane_z`.
+    """
+    x, y = disc.T + waves.shape[1] // 2 - 1
+    for m in range(first, first + members):
+        mine = slice(sample_start[m], sample_start[m] + sample_count[m])
+        along_x, along_y, along_z, _ = lines[sample_shift[mine]].T
+        parts = sample_weight[mine, None] * waves[along_x[:, None], x] * waves[along_y[:, None], y]
+        different, begin = np.unique(along_z, return_index=True)
+        some = slice(plane_start[m] - plane_start[first], plane_start[m + 1] - plane_start[first])
+        planes[some], plane_z[some] = np.add.reduceat(parts, begin), different
+
+
 def row_sums(
-    rows, waves, lines, k, row_start, particle, group, sample_start, sample_count, mass, sample_shift, sample_weight, unmasked,
-    weight, raw, raw_weight, half, gradient, total, noise, *, rows_at_once: int,
+    rows, waves, pair, row_start, particle, group, mass, plane_start, planes, plane_z, unmasked, weight, raw, raw_weight, half,
+    gradient, total, noise, *, rows_at_once: int,
 ) -> None:  # fmt: skip
     """What the significant samples of each rotation say: residual and weight by half, and its part of the noise.
 
-    rows `(r, n)`, n even; k `(n, 3)` int32, pairs of neighbours one apart in kz, the first even. waves `(m, width)`:
-    ``exp(-2 pi i k s)`` along an axis for some shifts s, and k from 1 - width/2 on, which is even; lines `(shifts, 4)` int32:
-    which of them each shift has in x, y and z. Members of row r (ragged by row): particle, optics group, range of samples,
-    summed weight (`mass`). unmasked, weight `(p, n)`: b/σ², w/σ²; raw, raw_weight: masked b, w. gradient, total `(2, r, n)` are
-    set. For every `rows_at_once` rows, noise `(·, groups, n)` is added to: Σ_t p |w A e^{...}|² - 2 Re conj(w A) b e^{...}, to
-    which the particles' own power is still to be added.
+    rows `(r, n)`, n even; pair as for :func:`spin`. Members of row r (ragged by row): particle, optics group, summed weight
+    (`mass`), planes, of which the first member's are the first in `planes` (see :func:`wave_planes`). unmasked, weight
+    `(p, n)`: b/σ², w/σ²; raw, raw_weight: masked b, w. gradient, total `(2, r, n)` are set. For every `rows_at_once` rows,
+    noise `(·, groups, n)` is added to: Σ_t p |w A e^{...}|² - 2 Re conj(w A) b e^{...}, to which the particles' own power is
+    still to be added.
     """
     gradient[:], total[:] = 0, 0
-    x, y, z = k.T + waves.shape[1] // 2 - 1
+    column, kz = np.repeat(pair >> KZ_BITS, 2), pair & ((1 << KZ_BITS) - 1)
+    along_z = waves[:, np.stack([kz, kz + 1], 1).ravel() + waves.shape[1] // 2 - 1]
     for r, (begin, end) in enumerate(pairwise(row_start.tolist())):
         energy, block = np.abs(rows[r]) ** 2, r // rows_at_once
         for m in range(begin, end):
-            i = int(particle[m])
-            mine = slice(sample_start[m], sample_start[m] + sample_count[m])
-            along_x, along_y, along_z, _ = lines[sample_shift[mine], :, None].swapaxes(0, 1)
-            wave = sample_weight[mine] @ (waves[along_x, x] * waves[along_y, y] * waves[along_z, z])
+            i, some = int(particle[m]), slice(*(plane_start[m : m + 2] - plane_start[row_start[0]]))
+            wave = (planes[some][:, column] * along_z[plane_z[some]]).sum(0)
             gradient[half[i], r] += wave * unmasked[i] - mass[m] * weight[i] * rows[r]
             total[half[i], r] += mass[m] * weight[i]
             seen = (rows[r].conj() * wave * raw[i]).real

@@ -80,6 +80,7 @@ class DeviceProjector:
         for of_row, here in zip(self._column_of, plane, strict=True):
             of_row[here] = plane[0]
         self._turned = device.put(((start[self._column_of[:, pairs]] + kz) // 2).astype(np.int32))
+        self.disc = device.put(projector.disc.astype(np.int32))
         self.k = device.put(self.in_order(projector.ball.k.T).T.astype(np.int32))
         self.friedel = device.put(self.in_order(projector.ball.weight))
         shell = self.in_order(projector.ball.shell)
@@ -144,8 +145,8 @@ class DeviceProjector:
         """What bears on the patches of 2 × 2 columns of the cylinder, for every angle; see `twins.spin_adjoint`.
 
         For each tile of patches, ranges `(angles, tiles + 1)` of a list of columns of the half-ball: the first voxel in a row
-        of each quarter turn, how many voxels. For each patch, how many entries: number among the tile's columns, weights for
-        each of the four; a tile's first entries, then its second ones, so that threads side by side read side by side.
+        of each quarter turn, how many voxels. For each patch, ranges `(angles, patches² + 1)` of a list of entries: number
+        among the tile's columns, weights for each of the four.
         """
         key = tuple(psis.tolist())
         if key not in self._backward:
@@ -172,16 +173,9 @@ class DeviceProjector:
             tile_start = ranges(listed, tiles)
             entry = place.ravel() - tile_start[:, :-1].ravel()[in_tile // n_disc]
             column = listed % n_disc
-            start = ranges(some, patches)
-            count, owner = xp.diff(start, axis=1), some // n_disc
-            slot = xp.arange(len(some)) - start[:, :-1].ravel()[owner]
-            shape = (len(key), tiles, int(count.max()), TILE**2)
-            at = (owner // TILE**2 * shape[2] + slot) * TILE**2 + owner % TILE**2
-            entries, entry_weights = xp.zeros(shape, np.int32), xp.zeros((*shape, 4), p.dtype)
-            entries.reshape(-1)[at], entry_weights.reshape(-1, 4)[at] = entry.astype(np.int32), weights
             starts, counts = put(np.ascontiguousarray(self._start[self._column_of].T)), put(self._count)
             self._backward[key] = (
-                tile_start, starts[column], counts[column], count.reshape(len(key), tiles, TILE**2), entries, entry_weights,
+                tile_start, starts[column], counts[column], ranges(some, patches), entry.astype(np.int32), weights,
             )  # fmt: skip
         return self._backward[key]
 

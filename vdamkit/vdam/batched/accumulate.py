@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vdamkit.imaging.device_projector import DeviceProjector
 from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Rows, turns_of
@@ -31,7 +32,8 @@ def accumulate(
     cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
     rows = Rows.of(found.entries, level.grid)
     members = Members.of(engine, batch, found, rows)
-    for piece in rows.pieces(engine.rows_at_once(len(ball))):
+    room, size = engine.rows_at_once(len(ball)), 1 + members.planes_of_row * len(projector.disc) / (6 * len(ball))
+    for piece in rows.pieces(room, size):
         k = int(rows.class_index[piece.start])
         turns = turns_of(level.grid, search.perturbation, rows.orientation[piece])
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
@@ -56,43 +58,65 @@ class RowSums:
 
 @dataclass(frozen=True)
 class Members:
-    """The entries of some particles sorted by row, on the device as the kernel takes them."""
+    """The entries of some particles sorted by row, on the device as the kernels take them."""
 
     engine: Engine
     batch: DeviceBatch
-    phases: tuple  # waves along an axis, the lines of each shift, k of each voxel
-    row_start: Any  # (r + 1,)
-    columns: tuple  # of each: particle, optics group, range of samples (start, count), summed weight
-    samples: tuple  # shift and weight of each sample
+    projector: DeviceProjector
+    first: np.ndarray  # (r + 1,) number of each row's first member, on the host
+    first_plane: np.ndarray  # (m + 1,) and of each member's first plane, likewise
+    waves: Any  # see twins.wave_planes
+    lines: Any
+    row_start: Any  # `first` and `first_plane` there
+    plane_start: Any
+    columns: tuple  # of each: particle, optics group, summed weight
+    samples: tuple  # start, count, shifts, weights
     half: Any  # (p,) pseudo-half of each particle
 
     @classmethod
     def of(cls, engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows) -> Members:
         """Those that the search found significant; `rows`: the rotations among them, of which each entry's row is taken."""
-        search, level = engine.search, engine.search.levels[-1]
-        order = np.argsort(rows.of_entry, kind="stable")
-        particle, count = found.entries.particle[order], np.bincount(rows.of_entry, minlength=len(rows.orientation))
-        waves, lines = engine.waves(level.radius, search.shifts(level.fine_shifts))
-        start, half, lines, *columns = engine.device.put_all(
-            np.append(0, np.cumsum(count)).astype(np.int32), (batch.index % 2).astype(np.int32),  # parity in the file, for good
-            lines, particle.astype(np.int32), batch.optics[particle].astype(np.int32), found.sample_start[order],
-            found.count[order], found.mass[order].astype(engine.real),
+        level = engine.search.levels[-1]
+        values, lines = engine.lines(level.fine_shifts)
+        order = np.argsort(rows.of_entry.astype(np.min_scalar_type(len(rows.orientation))), kind="stable")
+        particle = found.entries.particle[order]
+        first = np.append(0, np.cumsum(np.bincount(rows.of_entry, minlength=len(rows.orientation)))).astype(np.int32)
+        first_plane = np.append(0, np.cumsum(found.planes[order])).astype(np.int32)
+        row_start, plane_start, lines, half, who, optics, mass, start, count = engine.device.put_all(
+            first, first_plane, lines, (batch.index % 2).astype(np.int32),  # parity in the file, for good
+            particle.astype(np.int32), batch.optics[particle].astype(np.int32), found.mass[order].astype(engine.real),
+            found.sample_start[order], found.count[order],
         )  # fmt: skip
-        phases = (waves, lines, engine.projector(level.radius).k)
-        return cls(engine, batch, phases, start, tuple(columns), (found.sample_shift, found.sample_weight), half)
+        return cls(
+            engine, batch, engine.projector(level.radius), first, first_plane, engine.waves(level.radius, values), lines,
+            row_start, plane_start, (who, optics, mass), (start, count, found.sample_shift, found.sample_weight), half,
+        )  # fmt: skip
+
+    @property
+    def planes_of_row(self) -> np.ndarray:
+        """How many planes the members of each row have, `(r,)`."""
+        return np.diff(self.first_plane[self.first])
 
     def sums(self, piece: slice, rotated: Any, n_optics: int) -> RowSums:
         """Sums over the members of a piece's rows, whose rotations are `rotated` `(rows, n)`."""
-        device, real, batch = self.engine.device, self.engine.real, self.batch
-        xp, (n_rows, n) = device.xp, rotated.shape
-        rows_at_once = max(ROWS, -(-n_optics // 4))  # of which sums of noise take no more memory than residuals
-        blocks = -(-n_rows // rows_at_once)
-        out = RowSums(
-            xp.empty((2, n_rows, n), rotated.dtype), xp.empty((2, n_rows, n), real), xp.zeros((blocks, n_optics, n), real)
+        kernels, xp, real = self.engine.device.kernels, self.engine.device.xp, self.engine.real
+        batch, tables, (n_rows, n) = self.batch, self.projector, rotated.shape
+        begin, end = self.first[[piece.start, piece.stop]].tolist()
+        planes = xp.empty((int(self.first_plane[end] - self.first_plane[begin]), len(tables.disc)), rotated.dtype)
+        plane_z = xp.empty(len(planes), np.int32)
+        kernels.wave_planes(
+            self.waves, self.lines, tables.disc, *self.samples, self.plane_start, planes, plane_z,
+            first=begin, members=end - begin,
         )  # fmt: skip
-        device.kernels.row_sums(
-            rotated, *self.phases, self.row_start[piece.start : piece.stop + 1], *self.columns, *self.samples, batch.unmasked,
-            batch.weight, batch.raw, batch.raw_weight, self.half, out.gradient, out.total, out.noise, rows_at_once=rows_at_once,
+        rows_at_once = max(ROWS, -(-n_optics // 4))  # of which sums of noise take no more memory than residuals
+        out = RowSums(
+            xp.empty((2, n_rows, n), rotated.dtype), xp.empty((2, n_rows, n), real),
+            xp.zeros((-(-n_rows // rows_at_once), n_optics, n), real),
+        )  # fmt: skip
+        kernels.row_sums(
+            rotated, self.waves, tables.pair, self.row_start[piece.start : piece.stop + 1], *self.columns, self.plane_start,
+            planes, plane_z, batch.unmasked, batch.weight, batch.raw, batch.raw_weight, self.half, out.gradient, out.total,
+            out.noise, rows_at_once=rows_at_once,
         )  # fmt: skip
         return out
 

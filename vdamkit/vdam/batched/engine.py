@@ -45,6 +45,7 @@ class Engine:
         self.search, self.device, self.tf32 = search, device, tf32
         self.real = np.dtype(search.dtype)
         self._cubes: dict[int, list] = {}
+        self._lines: dict[bool, tuple] = {}
 
     def drop(self) -> None:
         """Let go of what it holds on the device."""
@@ -77,17 +78,23 @@ class Engine:
         self.device.kernels.phases(self.device.put(shifts / self.search.box), projector.k, out)
         return out
 
-    def waves(self, radius: int, shifts: np.ndarray) -> tuple[Any, np.ndarray]:
-        """Phase factors of shifts `(m, 3)` in px, along each axis: waves `(m', width)` on the device, and which of them each
-        shift has in x, y and z, `(m, 4)` int32 on the host, the last number unused; see `twins.row_sums`."""
-        projector = self.projector(radius)
+    def lines(self, fine: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Different coordinates of a level's shifts, px; and which of them each shift has in x, y and z, `(shifts, 4)` int32,
+        the last number unused."""
+        if fine not in self._lines:
+            shifts = self.search.shifts(fine)
+            values, line = np.unique(shifts, return_inverse=True)
+            self._lines[fine] = values, np.pad(line.reshape(shifts.shape).astype(np.int32), ((0, 0), (0, 1)))
+        return self._lines[fine]
+
+    def waves(self, radius: int, values: np.ndarray) -> Any:
+        """Phase factors of coordinates `(m,)`, px, along an axis: `(m, width)`, see `twins.wave_planes`."""
         half = radius + radius % 2
-        values, line = np.unique(shifts, return_inverse=True)
-        out = self.device.xp.empty((len(values), 2 * half + 2), projector.projector.complex)
-        turns, k = np.zeros((len(values), 3)), np.zeros((out.shape[1], 3), np.int32)
+        turns, k = np.zeros((len(values), 3)), np.zeros((2 * half + 2, 3), np.int32)
         turns[:, 0], k[:, 0] = values / self.search.box, np.arange(-half, half + 2)
+        out = self.device.xp.empty((len(turns), len(k)), np.result_type(self.real, np.complex64))
         self.device.kernels.phases(*self.device.put_all(turns, k), out)
-        return out, np.pad(line.reshape(shifts.shape).astype(np.int32), ((0, 0), (0, 1)))
+        return out
 
     def put(self, array: np.ndarray, kind: Any) -> Any:
         """An index or a prior on the device, as `kind`."""

@@ -23,7 +23,7 @@ class Entries:
     class_index: np.ndarray  # (m,)
     orientation: np.ndarray  # (m,)
     shift_start: np.ndarray  # (p + 1,) first shift of each particle
-    shift: np.ndarray  # (t,) numbers in the level's table of shifts, ascending for each particle
+    shift: np.ndarray  # (t,) numbers in the level's table of shifts, those of each particle sorted by z, y and x
 
     @property
     def n_particles(self) -> int:
@@ -77,10 +77,14 @@ class Entries:
             np.tile(np.arange(n_shifts), n_particles),
         )  # fmt: skip
 
-    def with_fine_shifts(self) -> Entries:
-        """Coarse shifts replaced by their eight children each."""
-        shift = (8 * self.shift[:, None] + np.arange(8)).ravel()
-        return Entries(self.particle, self.class_index, self.orientation, 8 * self.shift_start, shift)
+    def with_fine_shifts(self, lines: np.ndarray) -> Entries:
+        """Coarse shifts replaced by their eight children each; lines `(fine shifts, 3)`: their places along x, y and z."""
+        order = np.lexsort(lines.T)
+        rank = np.empty(len(order), int)
+        rank[order] = np.arange(len(order))
+        mine = np.zeros((self.n_particles, len(order)), bool)
+        mine[self.shift_particle[:, None], rank[8 * self.shift[:, None] + np.arange(8)]] = True
+        return Entries(self.particle, self.class_index, self.orientation, 8 * self.shift_start, order[np.nonzero(mine)[1]])
 
     def children(self, grid: OrientationGrid) -> Entries:
         """Orientations of `grid` replaced by their eight children each, in the grid of the next order."""
@@ -109,11 +113,17 @@ class Rows:
         rows = np.flatnonzero(used)
         return cls(*np.divmod(rows, len(grid)), (np.cumsum(used) - 1)[keys])
 
-    def pieces(self, most: int) -> list[slice]:
-        """Runs of at most so many rows, each of one class."""
-        cuts = np.append(0, np.flatnonzero(np.diff(self.class_index)) + 1).tolist()
-        ends = [*cuts[1:], len(self.class_index)]
-        return [slice(a, min(a + most, end)) for begin, end in zip(cuts, ends, strict=True) for a in range(begin, end, most)]
+    def pieces(self, most: int, size: np.ndarray | float = 1.0) -> list[slice]:
+        """Runs of rows, each of one class, whose sizes sum to at most so much; or single rows."""
+        before = np.append(0, np.cumsum(np.broadcast_to(size, self.orientation.shape)))
+        ends = np.append(np.flatnonzero(np.diff(self.class_index)) + 1, len(self.class_index))
+        out, begin = [], 0
+        for end in ends.tolist():
+            while begin < end:
+                stop = int(np.searchsorted(before, before[begin] + most, "right")) - 1
+                out.append(slice(begin, min(max(stop, begin + 1), end)))
+                begin = out[-1].stop
+        return out
 
 
 def turns_of(grid: OrientationGrid, perturbation: float, orientations: np.ndarray) -> Turns:
@@ -144,17 +154,25 @@ def most_likely(
 
     def seen(keys: np.ndarray) -> np.ndarray:
         """How many different keys the particle has had so far."""
-        new = np.zeros(len(keys), int)
-        new[np.unique(keys, return_index=True)[1]] = 1
+        place, first_place = np.arange(len(keys)), np.empty(int(keys.max()) + 1, int)
+        first_place[keys[::-1]] = place[::-1]  # what is written last stays
+        new = first_place[keys] == place
         total = np.cumsum(new)
         return total - (total - new)[first][particle]
 
     rank = np.arange(len(entry)) - first[particle]
     fits = seen(entry) * seen(shift_key) <= PAIRS * cap
     used = (rank == 0) | (fits & (rank < cap))
-    kept = np.unique(entry[used])
-    owner, number = np.divmod(np.unique(shift_key[used]), n_shifts)
+    kept, kept_shifts = _different(entry[used]), _different(shift_key[used])
+    owner, number = np.divmod(kept_shifts, n_shifts)
     return Entries(
         entries.particle[kept], entries.class_index[kept], entries.orientation[kept],
         np.searchsorted(owner, np.arange(entries.n_particles + 1)), number,
     )  # fmt: skip
+
+
+def _different(numbers: np.ndarray) -> np.ndarray:
+    """The different ones of numbers that do not reach far, ascending: without sorting them."""
+    there = np.zeros(int(numbers.max()) + 1, bool)
+    there[numbers] = True
+    return np.flatnonzero(there)

@@ -40,6 +40,7 @@ class Significant:
 
     entries: Entries  # those with a sample, shifts numbered as in the level's table
     count: np.ndarray  # (m,) samples of each entry
+    planes: np.ndarray  # (m,) different z of their shifts
     mass: np.ndarray  # (m,) their summed probability
     moment: np.ndarray  # (m,) their summed probability × log prior of the shift
     sample_start: np.ndarray  # (m,) int64
@@ -63,9 +64,9 @@ def run_search(engine: Engine, batch: DeviceBatch, start: Entries | None, tick: 
         if kept is None:
             scored = dense_level(engine, batch, level, lambda f: tick(share * f))
         else:
-            entries = kept.with_fine_shifts() if level.fine_shifts else kept
+            entries = kept.with_fine_shifts(engine.lines(True)[1][:, :3]) if level.fine_shifts else kept
             scored = [ragged_level(engine, batch, level, entries, lambda f: tick(share * f))]
-        parts = [_significant(engine, item, last=number == last) for item in scored]
+        parts = [_significant(engine, level, item, last=number == last) for item in scored]
         if number == last:
             return parts[0] if len(parts) == 1 else _join(engine, parts)
         kept = _stack([_refine(engine, part) for part in parts])
@@ -189,7 +190,7 @@ def _normalised(
     return Scored(entries, particle, scores, base, stride, start, shift_prior, *found)
 
 
-def _significant(engine: Engine, scored: Scored, *, last: bool) -> Significant:
+def _significant(engine: Engine, level: Level, scored: Scored, *, last: bool) -> Significant:
     """The samples that together hold `adaptive_fraction` of the posterior; before the last level also at most so many."""
     search, device, xp = engine.search, engine.device, engine.device.xp
     entries, m = scored.entries, len(scored.particle)
@@ -197,18 +198,20 @@ def _significant(engine: Engine, scored: Scored, *, last: bool) -> Significant:
     limit = xp.empty(entries.n_particles, engine.real)
     target = engine.put(search.adaptive_fraction * scored.total, np.float64)
     device.kernels.threshold(scored.weights, engine.put(scored.start, np.int64), target, cap, limit)
-    where = (scored.base, scored.stride, scored.particle, engine.put(entries.shift_start, np.int32))
+    z = engine.lines(level.fine_shifts)[1][entries.shift, 2]
+    shift_start, shift, z = device.put_all(entries.shift_start.astype(np.int32), entries.shift.astype(np.int32), z)
+    where = (scored.base, scored.stride, scored.particle, shift_start)
     total = engine.put(scored.total, np.float64)
-    count, mass, moment = xp.empty(m, np.int32), xp.empty(m, np.float64), xp.empty(m, np.float64)
-    device.kernels.entry_sums(scored.weights, *where, scored.shift_prior, limit, total, count, mass, moment)
+    (count, planes), (mass, moment) = xp.empty((2, m), np.int32), xp.empty((2, m), np.float64)
+    device.kernels.entry_sums(scored.weights, *where, z, scored.shift_prior, limit, total, count, planes, mass, moment)
     end = xp.cumsum(count, dtype=np.int64)
     n, start = int(end[-1]), end - count
-    shift, weight = xp.empty(n, np.int32), xp.empty(n, engine.real)
-    device.kernels.samples(scored.weights, *where, engine.put(entries.shift, np.int32), limit, total, start, shift, weight)
+    sample_shift, weight = xp.empty(n, np.int32), xp.empty(n, engine.real)
+    device.kernels.samples(scored.weights, *where, shift, limit, total, start, sample_shift, weight)
     kept = xp.flatnonzero(count)  # few of many: only these leave the device
-    parts = (device.get(array[kept]) for array in (count, mass, moment, start))
+    parts = (device.get(array[kept]) for array in (count, planes, mass, moment, start))
     return Significant(
-        entries.some(device.get(kept)), *parts, shift, weight, _best(scored), 1 / scored.total,
+        entries.some(device.get(kept)), *parts, sample_shift, weight, _best(scored), 1 / scored.total,
         scored.peak + np.log(scored.total),
     )  # fmt: skip
 
@@ -252,7 +255,7 @@ def _join(engine: Engine, parts: list[Significant]) -> Significant:
     xp = engine.device.xp
     before = np.append(0, np.cumsum([len(part.sample_shift) for part in parts]))
     host = {name: np.concatenate([getattr(part, name) for part in parts])
-            for name in ("count", "mass", "moment", "best", "pmax", "log_evidence")}  # fmt: skip
+            for name in ("count", "planes", "mass", "moment", "best", "pmax", "log_evidence")}  # fmt: skip
     return Significant(
         entries=_stack([part.entries for part in parts]),
         sample_start=np.concatenate([part.sample_start + first for part, first in zip(parts, before[:-1], strict=True)]),
