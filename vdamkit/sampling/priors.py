@@ -54,11 +54,17 @@ class OrientationPrior:
         return self._distance(rotations, centres, symmetry, _everyone(device))
 
     def pair_distance(
-        self, rotations: np.ndarray, centres: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], symmetry: str
-    ) -> np.ndarray:
-        """:meth:`distance` of some pairs alone: `pairs` are numbers of rotations and of centres, `(m,)` each; `(m,)`."""
+        self, rotations: np.ndarray, centres: np.ndarray, pairs: tuple[Any, Any], symmetry: str, device: Device = HOST
+    ) -> Any:
+        """:meth:`distance` of some pairs alone: `pairs` are numbers of rotations and of centres, `(m,)` each, on the device;
+        `(m,)`."""
         r, c = pairs
-        return self._distance(rotations, centres, symmetry, lambda of_rotations, of_centres: (of_rotations[r], of_centres[c]))
+
+        def meet(of_rotations: np.ndarray, of_centres: np.ndarray) -> tuple[Any, Any]:
+            of_rotations, of_centres = device.put_all(of_rotations, of_centres)
+            return of_rotations[r], of_centres[c]
+
+        return self._distance(rotations, centres, symmetry, meet)
 
     def _distance(self, rotations: np.ndarray, centres: np.ndarray, symmetry: str, meet: Meet) -> Any:
         """Least squared distance over the mates."""

@@ -77,18 +77,18 @@ class Members:
     def of(cls, engine: Engine, batch: DeviceBatch, found: Significant, rows: Rows) -> Members:
         """Those that the search found significant; `rows`: the rotations among them, of which each entry's row is taken."""
         level = engine.search.levels[-1]
-        values, lines = engine.lines(level.fine_shifts)
+        lines = engine.lines(level.fine_shifts)
         order = np.argsort(rows.of_entry.astype(np.min_scalar_type(len(rows.orientation))), kind="stable")
         particle = found.entries.particle[order]
         first = np.append(0, np.cumsum(np.bincount(rows.of_entry, minlength=len(rows.orientation)))).astype(np.int32)
         first_plane = np.append(0, np.cumsum(found.planes[order])).astype(np.int32)
-        row_start, plane_start, lines, half, who, optics, mass, start, count = engine.device.put_all(
-            first, first_plane, lines, (batch.index % 2).astype(np.int32),  # parity in the file, for good
+        row_start, plane_start, place, half, who, optics, mass, start, count = engine.device.put_all(
+            first, first_plane, lines.place, (batch.index % 2).astype(np.int32),  # parity in the file, for good
             particle.astype(np.int32), batch.optics[particle].astype(np.int32), found.mass[order].astype(engine.real),
             found.sample_start[order], found.count[order],
         )  # fmt: skip
         return cls(
-            engine, batch, engine.projector(level.radius), first, first_plane, engine.waves(level.radius, values), lines,
+            engine, batch, engine.projector(level.radius), first, first_plane, engine.waves(level.radius, lines.values), place,
             row_start, plane_start, (who, optics, mass), (start, count, found.sample_shift, found.sample_weight), half,
         )  # fmt: skip
 

@@ -35,6 +35,22 @@ class DeviceBatch:
         return len(self.index)
 
 
+@dataclass(frozen=True)
+class ShiftLines:
+    """Shifts on the lines of a grid."""
+
+    values: np.ndarray  # (m,) different coordinates along any axis, px, ascending
+    place: np.ndarray  # (shifts, 4) int32, which of them each shift has in x, y and z, and nothing
+    order: np.ndarray  # (shifts,) the shifts sorted by z, y and x
+
+    @classmethod
+    def of(cls, shifts: np.ndarray) -> ShiftLines:
+        """Of shifts `(n, 3)`, px."""
+        values, place = np.unique(shifts, return_inverse=True)
+        place = np.pad(place.reshape(shifts.shape).astype(np.int32), ((0, 0), (0, 1)))
+        return cls(values, place, np.lexsort(place.T[:3]))
+
+
 class Engine:
     """One mini-batch's search on one device.
 
@@ -45,7 +61,7 @@ class Engine:
         self.search, self.device, self.tf32 = search, device, tf32
         self.real = np.dtype(search.dtype)
         self._cubes: dict[int, list] = {}
-        self._lines: dict[bool, tuple] = {}
+        self._lines: dict[bool, ShiftLines] = {}
 
     def drop(self) -> None:
         """Let go of what it holds on the device."""
@@ -78,13 +94,10 @@ class Engine:
         self.device.kernels.phases(self.device.put(shifts / self.search.box), projector.k, out)
         return out
 
-    def lines(self, fine: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Different coordinates of a level's shifts, px; and which of them each shift has in x, y and z, `(shifts, 4)` int32,
-        the last number unused."""
+    def lines(self, fine: bool) -> ShiftLines:
+        """How a level's shifts lie."""
         if fine not in self._lines:
-            shifts = self.search.shifts(fine)
-            values, line = np.unique(shifts, return_inverse=True)
-            self._lines[fine] = values, np.pad(line.reshape(shifts.shape).astype(np.int32), ((0, 0), (0, 1)))
+            self._lines[fine] = ShiftLines.of(self.search.shifts(fine))
         return self._lines[fine]
 
     def waves(self, radius: int, values: np.ndarray) -> Any:

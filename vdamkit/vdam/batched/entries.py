@@ -68,18 +68,16 @@ class Entries:
         return cls(particle, class_index, orientation, n_shifts * np.arange(p + 1), np.tile(np.arange(n_shifts), p))
 
     @classmethod
-    def everything(cls, n_particles: int, classes: int, orientations: np.ndarray, n_shifts: int) -> Entries:
+    def everything(cls, n_particles: int, classes: int, orientations: np.ndarray, shifts: np.ndarray) -> Entries:
         """The same orientations and shifts for all particles."""
         each = len(orientations)
         return cls(
             np.repeat(np.arange(n_particles), classes * each), np.tile(np.repeat(np.arange(classes), each), n_particles),
-            np.tile(orientations, n_particles * classes), n_shifts * np.arange(n_particles + 1),
-            np.tile(np.arange(n_shifts), n_particles),
+            np.tile(orientations, n_particles * classes), len(shifts) * np.arange(n_particles + 1), np.tile(shifts, n_particles),
         )  # fmt: skip
 
-    def with_fine_shifts(self, lines: np.ndarray) -> Entries:
-        """Coarse shifts replaced by their eight children each; lines `(fine shifts, 3)`: their places along x, y and z."""
-        order = np.lexsort(lines.T)
+    def with_fine_shifts(self, order: np.ndarray) -> Entries:
+        """Coarse shifts replaced by their eight children each; order: all fine shifts as those of a particle are to be sorted."""
         rank = np.empty(len(order), int)
         rank[order] = np.arange(len(order))
         mine = np.zeros((self.n_particles, len(order)), bool)
@@ -145,7 +143,7 @@ def most_likely(
     """
     entry, shift, weight = sample
     cap = max_significant * classes
-    order = np.lexsort((-weight, entries.particle[entry]))
+    order = np.argsort(entries.particle[entry] - weight, kind="stable")  # weights are at most 1
     entry, shift = entry[order], shift[order]
     particle = entries.particle[entry]
     first = np.searchsorted(particle, np.arange(entries.n_particles))

@@ -12,7 +12,7 @@ from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries, Rows, most_likely, turns_of
 from vdamkit.vdam.posterior import interleaved
-from vdamkit.vdam.search import Level, Search
+from vdamkit.vdam.search import Level
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run_search(engine: Engine, batch: DeviceBatch, start: Entries | None, tick: 
         if kept is None:
             scored = dense_level(engine, batch, level, lambda f: tick(share * f))
         else:
-            entries = kept.with_fine_shifts(engine.lines(True)[1][:, :3]) if level.fine_shifts else kept
+            entries = kept.with_fine_shifts(engine.lines(True).order) if level.fine_shifts else kept
             scored = [ragged_level(engine, batch, level, entries, lambda f: tick(share * f))]
         parts = [_significant(engine, level, item, last=number == last) for item in scored]
         if number == last:
@@ -81,26 +81,27 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
     """Every admitted orientation and shift of all particles, one matrix product for as many particles as fit at a time."""
     search, device, xp = engine.search, engine.device, engine.device.xp
     orientations, prior = _dense_prior(engine, level)
-    classes, n_shifts = len(search.volumes), len(search.shifts(level.fine_shifts))
+    classes, order = len(search.volumes), engine.lines(level.fine_shifts).order
+    n_shifts = len(order)
     projector = engine.projector(level.radius)
     turns = turns_of(level.grid, search.perturbation, orientations)
     rows = xp.concatenate([projector.rotate(engine.cube(level.radius, k), turns) for k in range(classes)])
     rows[:, int(projector.place[0])] = 0  # k = 0, as in `vdam.posterior.scored_energy`
     n, width = rows.shape[1], len(rows)
     energy = rows.real**2 + rows.imag**2
-    phases = engine.phases(level.radius, search.shifts(level.fine_shifts))
+    phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[order])
     masked, weight = engine.scored(batch, level.radius)
     centre = engine.put(batch.centre, np.int64)
     at_once = engine.dense_at_once(n, width, n_shifts)
     for first in range(0, len(batch), at_once):
         some = slice(first, min(first + at_once, len(batch)))
         count = some.stop - some.start
-        entries = Entries.everything(count, classes, orientations, n_shifts)
+        entries = Entries.everything(count, classes, orientations, order)
         moved = (masked[some, None] * phases).reshape(count * n_shifts, n)
         scores = device.matmul(interleaved(moved, engine.real), interleaved(rows, engine.real), tf32=engine.tf32)
         scores = scores.reshape(count, n_shifts, width)
         scores += (prior[centre[some]] - 0.5 * device.matmul(weight[some], energy))[:, None]
-        shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries, first), engine.real)
+        shift_prior = _shift_prior(engine, batch, level.fine_shifts, entries, first)
         scores += shift_prior.reshape(count, n_shifts)[:, :, None]
         base = (n_shifts * width * xp.arange(count, dtype=np.int64)[:, None] + xp.arange(width)).ravel()
         particle = xp.repeat(xp.arange(count, dtype=np.int32), width)
@@ -120,8 +121,8 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     rows = Rows.of(entries, level.grid)
     used, number = entries.shifts_in_use()
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
-    prior = _entry_prior(search, level.grid, entries, batch.centre, rows.orientation, rows.of_entry)
-    shift_prior = engine.put(_shift_prior(search, batch, level.fine_shifts, entries), engine.real)
+    prior = _entry_prior(engine, level.grid, entries, batch.centre, rows)
+    shift_prior = _shift_prior(engine, batch, level.fine_shifts, entries)
     shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(number[entries.shift], np.int32)
     masked, weight = engine.scored(batch, level.radius)
     scores = xp.empty(int(entries.out[-1]), engine.real)
@@ -134,7 +135,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
         device.kernels.score(
             rotated, masked, weight, phases, engine.put(start, np.int32),
             engine.put(rows.of_entry[mine] - piece.start, np.int32), engine.put(entries.out[:-1][mine], np.int64),
-            engine.put(prior[mine], engine.real), shift_start, shift, shift_prior, scores,
+            prior[engine.put(mine, np.int64)], shift_start, shift, shift_prior, scores,
             most_entries=int(np.diff(start).max()), most_shifts=int(entries.width.max()),
         )  # fmt: skip
         tick((piece.stop - piece.start) / len(rows.orientation))
@@ -158,23 +159,27 @@ def _dense_prior(engine: Engine, level: Level) -> tuple[np.ndarray, Any]:
     return orientations, (of_class + xp.tile(log, (1, len(search.volumes)))).astype(engine.real)
 
 
-def _entry_prior(
-    search: Search, grid: OrientationGrid, entries: Entries, centre: np.ndarray, orientations: np.ndarray, row: np.ndarray
-) -> np.ndarray:
-    """Log prior of each entry: of its class, and of its orientation (``orientations[row]``) after the perturbation."""
-    out = search.log_class[entries.class_index]
-    if not search.prior.active:
-        return out
-    pairs = (row, centre[entries.particle])
-    rotations = grid.rotations(search.perturbation, orientations)
-    return out - 0.5 * search.prior.pair_distance(rotations, search.centres, pairs, search.symmetry)
+def _entry_prior(engine: Engine, grid: OrientationGrid, entries: Entries, centre: np.ndarray, rows: Rows) -> Any:
+    """Log prior of each entry: of its class, and of its orientation after the perturbation; on the device."""
+    search, device = engine.search, engine.device
+    out = engine.put(search.log_class[entries.class_index], np.float64)
+    if search.prior.active:
+        pairs = device.put_all(rows.of_entry.astype(np.int32), centre[entries.particle].astype(np.int32))
+        rotations = grid.rotations(search.perturbation, rows.orientation)
+        out -= 0.5 * search.prior.pair_distance(rotations, search.centres, pairs, search.symmetry, device)
+    return out.astype(engine.real)
 
 
-def _shift_prior(search: Search, batch: DeviceBatch, fine: bool, entries: Entries, first: int = 0) -> np.ndarray:
-    """Log prior of each particle's shifts, `(t,)`; see `Search.log_offset`. `first`: number of the entries' first particle."""
-    i = entries.shift_particle + first
-    away = batch.offsets[i] + search.shifts(fine)[entries.shift] - batch.offset_priors[i]
-    return -0.5 * (away**2).sum(1) / search.sigma_offset**2
+def _shift_prior(engine: Engine, batch: DeviceBatch, fine: bool, entries: Entries, first: int = 0) -> Any:
+    """Log prior of each particle's shifts, `(t,)` on the device; see `Search.log_offset`. `first`: number of the entries' first
+    particle."""
+    search, mine = engine.search, slice(first, first + entries.n_particles)
+    away, shifts, particle, shift = engine.device.put_all(
+        batch.offsets[mine] - batch.offset_priors[mine], search.shifts(fine), entries.shift_particle.astype(np.int32),
+        entries.shift.astype(np.int32),
+    )  # fmt: skip
+    squares = (away[particle] + shifts[shift]) ** 2
+    return (squares.sum(1) * (-0.5 / search.sigma_offset**2)).astype(engine.real)
 
 
 # weights -----------------------------------------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def _significant(engine: Engine, level: Level, scored: Scored, *, last: bool) ->
     limit = xp.empty(entries.n_particles, engine.real)
     target = engine.put(search.adaptive_fraction * scored.total, np.float64)
     device.kernels.threshold(scored.weights, engine.put(scored.start, np.int64), target, cap, limit)
-    z = engine.lines(level.fine_shifts)[1][entries.shift, 2]
+    z = engine.lines(level.fine_shifts).place[entries.shift, 2]
     shift_start, shift, z = device.put_all(entries.shift_start.astype(np.int32), entries.shift.astype(np.int32), z)
     where = (scored.base, scored.stride, scored.particle, shift_start)
     total = engine.put(scored.total, np.float64)

@@ -249,10 +249,10 @@ def poses_of(search: Search, batch: DeviceBatch, found: Significant, pixel_size:
     level, entries = search.levels[-1], found.entries
     rotations = level.grid.rotations(search.perturbation, found.best[:, 1])
     chosen = search.shifts(level.fine_shifts)[found.best[:, 2]]
-    p = len(batch)
-    mine = entries.class_index == found.best[entries.particle, 0]
-    share = np.bincount(entries.particle, found.mass * mine, p) / np.bincount(entries.particle, found.mass, p)
+    mine = entries.class_index == np.repeat(found.best[:, 0], np.diff(entries.start))
+    first = entries.start[:-1]  # every particle has some
+    share = np.add.reduceat(found.mass * mine, first) / np.add.reduceat(found.mass, first)
     return Found(
         batch.index, matrix_to_euler(rotations), (batch.offsets + chosen) * pixel_size, found.best[:, 0], found.pmax, share,
-        found.log_evidence, np.bincount(entries.particle, found.count, p).astype(int),
+        found.log_evidence, np.add.reduceat(found.count, first, dtype=int),
     )  # fmt: skip
