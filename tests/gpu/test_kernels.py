@@ -197,10 +197,16 @@ def test_weights_of_one_matrix_product(both):
 
 
 @pytest.mark.parametrize("real", REALS)
+def test_column_sums(both, real):
+    rng = np.random.default_rng(5)
+    both("column_sums", [normal(rng, real, 30, 2, 300)], [normal(rng, np.float64, 2, 300)])
+
+
+@pytest.mark.parametrize("real", REALS)
 def test_own_power(both, real):
     rng = np.random.default_rng(5)
     inputs = [complex_normal(rng, real, 9, 300), rng.random((9, 300)).astype(real), rng.permutation(9).astype(np.int32)]
-    both("own_power", [*inputs, np.array([0, 4, 5, 9], np.int32)], [np.full((3, 2, 300), np.nan)])
+    both("own_power", [*inputs, np.array([0, 4, 5, 9], np.int32)], [np.full((3, 2, 300), np.nan, real)])
 
 
 @pytest.mark.parametrize("real", REALS)

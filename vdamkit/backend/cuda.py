@@ -262,6 +262,9 @@ class CudaKernels:
             limit, total, sample_start, np.int32(len(base)), sample_shift, sample_weight,
         )  # fmt: skip
 
+    def column_sums(self, values, sums) -> None:
+        self._run("column_sums", values.dtype, (_blocks(sums.size),), values, np.int32(len(values)), np.int64(sums.size), sums)
+
     def own_power(self, raw, raw_weight, particle, run_start, sums) -> None:
         n = raw.shape[1]
         self._run(

@@ -254,13 +254,21 @@ extern "C" __global__ void samples(const REAL* __restrict__ weights, const long 
 
 // M-step ------------------------------------------------------------------------------------------------------------------
 
-// Sums over runs of particles, a thread's a voxel: power of the data and weight, each in the order of the run.
+extern "C" __global__ void column_sums(const REAL* __restrict__ values, int n_rows, long long n, double* __restrict__ sums) {
+  long long v = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (v >= n) return;
+  double sum = 0;
+#pragma unroll 8
+  for (int r = 0; r < n_rows; r++) sum += values[r * n + v];
+  sums[v] += sum;
+}
+
 extern "C" __global__ void own_power(const COMPLEX* __restrict__ raw, const REAL* __restrict__ raw_weight,
                                      const int* __restrict__ particle, const int* __restrict__ run_start, int n_voxels,
-                                     double* __restrict__ sums) {
+                                     REAL* __restrict__ sums) {
   int v = blockIdx.y * blockDim.x + threadIdx.x;
   if (v >= n_voxels) return;
-  double power = 0, weight = 0;
+  REAL power = 0, weight = 0;
 #pragma unroll 8
   for (int m = run_start[blockIdx.x]; m < run_start[blockIdx.x + 1]; m++) {
     long long at = (long long)particle[m] * n_voxels + v;

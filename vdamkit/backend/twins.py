@@ -202,9 +202,14 @@ def samples(
         sample_shift[to], sample_weight[to] = mine[kept], w[kept] / total[i]
 
 
+def column_sums(values, sums) -> None:
+    """Sums over the first axis of `values`, added to `sums`, float64."""
+    sums += values.sum(0, dtype=np.float64)
+
+
 def own_power(raw, raw_weight, particle, run_start, sums) -> None:
     """Σ |b|² and Σ w of runs of particles: raw, raw_weight `(p, n)`; run i from ``run_start[i]`` to ``run_start[i + 1]`` in
-    `particle`, int32 both. sums `(runs, 2, n)` float64."""
+    `particle`, int32 both. sums `(runs, 2, n)`, of few terms each."""
     for i, (begin, end) in enumerate(pairwise(run_start.tolist())):
         mine = particle[begin:end]
         sums[i] = (np.abs(raw[mine]) ** 2).sum(0), raw_weight[mine].sum(0)

@@ -114,7 +114,7 @@ class DeviceProjector:
         return np.where(self.order < 0, values.dtype.type(0), values[..., self.order])
 
     def shell_sums(self, values: Any) -> np.ndarray:
-        """Sums over shells of float64 values `(m, n)` on the device; `(m, n_shells)` on the host, no Friedel weights."""
+        """Sums over shells of float64 values `(…, n)` on the device; `(…, n_shells)` on the host, no Friedel weights."""
         return self.device.get(values @ self._in_shell)
 
     def columns_of(self, values: Any, rows: np.ndarray, order: np.ndarray | None = None) -> Any:

@@ -28,7 +28,7 @@ def accumulate(
     search, level, xp = engine.search, engine.search.levels[-1], engine.device.xp
     projector = engine.projector(level.radius)
     ball, classes = projector.projector.ball, len(search.volumes)
-    power, power_weight = _own_power(engine, batch, n_optics)
+    power = _own_power(engine, batch, n_optics)
     cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
     rows = Rows.of(found.entries, level.grid)
     members = Members.of(engine, batch, found, rows)
@@ -38,10 +38,10 @@ def accumulate(
         turns = turns_of(level.grid, search.perturbation, rows.orientation[piece])
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
         sums = members.sums(piece, rotated, n_optics)
-        power += sums.noise.sum(0, dtype=np.float64)
+        engine.device.kernels.column_sums(sums.noise, power[0])
         projector.scatter(turns, sums.gradient, sums.total, cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
-    noise, noise_weight = np.split(projector.shell_sums(xp.concatenate([power, power_weight]) * projector.friedel), 2)
+    noise, noise_weight = projector.shell_sums(power * projector.friedel)
     class_weight = np.bincount(found.entries.class_index, found.mass, classes)
     offset2 = -2 * search.sigma_offset**2 * float(found.moment.sum())
     return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, offset2)
@@ -129,8 +129,8 @@ def _own_power(engine: Engine, batch: DeviceBatch, n_optics: int) -> Any:
     ends = [*first[1:], len(order)]
     runs = np.concatenate([np.arange(begin, end, RUN) for begin, end in zip(first, ends, strict=True)])
     particle, start = device.put_all(order.astype(np.int32), np.append(runs, len(order)).astype(np.int32))
-    sums, out = device.xp.empty((len(runs), 2, n)), device.xp.zeros((2, n_optics, n))
-    device.kernels.own_power(batch.raw, batch.raw_weight, particle, start, sums)
-    for group, *places in zip(groups.tolist(), np.searchsorted(runs, first), np.searchsorted(runs, ends), strict=True):
-        out[:, group] = sums[slice(*places)].sum(0)
-    return out
+    parts, sums = device.xp.empty((len(runs), 2, n), engine.real), device.xp.zeros((n_optics, 2, n))
+    device.kernels.own_power(batch.raw, batch.raw_weight, particle, start, parts)
+    for group, *some in zip(groups.tolist(), np.searchsorted(runs, first), np.searchsorted(runs, ends), strict=True):
+        device.kernels.column_sums(parts[slice(*some)], sums[group])
+    return sums.swapaxes(0, 1).copy()

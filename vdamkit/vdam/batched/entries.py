@@ -73,11 +73,12 @@ class Entries:
         each = len(orientations)
         return cls(
             np.repeat(np.arange(n_particles), classes * each), np.tile(np.repeat(np.arange(classes), each), n_particles),
-            np.tile(orientations, n_particles * classes), len(shifts) * np.arange(n_particles + 1), np.tile(shifts, n_particles),
+            np.tile(orientations, n_particles * classes), len(shifts) * np.arange(n_particles + 1),
+            np.tile(shifts, n_particles),
         )  # fmt: skip
 
     def with_fine_shifts(self, order: np.ndarray) -> Entries:
-        """Coarse shifts replaced by their eight children each; order: all fine shifts as those of a particle are to be sorted."""
+        """Coarse shifts replaced by their eight children each; order: all fine shifts, as each particle's are to be sorted."""
         rank = np.empty(len(order), int)
         rank[order] = np.arange(len(order))
         mine = np.zeros((self.n_particles, len(order)), bool)
