@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--device cuda:0] [--out docs/gpu.md] [--quick] [--rows 10000] [--distinct 10000]
 
 Needs nothing but the device and 4 GB of disc for the simulated particles (`--distinct` 10000). FLOPs and bytes are counted as
-written beside each row; medians of five or more. Mini-batches of the tables by box are of particles made up here (a known map at
-known poses, in noise), whose arrays come back for many rows; the job is of 2D stacks on disc, simulated on the device; with
+written beside each row; medians of five or more. Mini-batches of the tables by box are of particles made up here (a known map
+at known poses, in noise), whose arrays come back for many rows; the job is of 2D stacks on disc, simulated on the device; with
 fewer `--distinct` than `--rows` the rows repeat image files. Ends with exit status 1 where the device's results are not the
 CPU's.
 """

@@ -10,6 +10,7 @@ import pytest
 from vdamkit.backend import twins
 from vdamkit.backend.cuda import CudaDevice, _source
 from vdamkit.backend.device import Device, round_to_tf32
+from vdamkit.backend.twins import SCORE_COST
 from vdamkit.imaging.device_projector import DeviceProjector, Turns
 from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import orientation_grid
@@ -130,23 +131,23 @@ def test_phases(both, real):
     both("phases", [rng.uniform(-0.2, 0.2, (7, 3)), k], [out])
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("tile", SCORE_COST)
 @pytest.mark.parametrize("real", REALS)
-def test_score(both, real, many):
-    """Particles with more entries and shifts than a tile of either kernel holds, with few, and with none in this piece."""
+def test_score(both, real, tile):
+    """Particles with more entries and shifts than a tile holds, with few, with none in this piece, and one that is left out."""
     rng = np.random.default_rng(1)
-    n = 77
-    entries, shifts = [70 if many else 40, 0, 3, 33], [5, 40, 1, 65]
+    n, who = 277, np.array([4, 0, 2, 3], np.int32)
+    entries, shifts = [70, 5, 3, 0, 33], [5, 9, 1, 40, 65]
     entry_start, shift_start = (np.append(0, np.cumsum(a)).astype(np.int32) for a in (entries, shifts))
     m, t = entry_start[-1], shift_start[-1]
     sizes = np.repeat(shifts, entries)
     out = (np.cumsum(sizes) - sizes).astype(np.int64)
     inputs = [
-        complex_normal(rng, real, 50, n), complex_normal(rng, real, 4, n + 9), rng.random((4, n + 9)).astype(real),
-        complex_normal(rng, real, 12, n), entry_start, rng.integers(50, size=m).astype(np.int32), out, normal(rng, real, m),
-        shift_start, rng.integers(12, size=t).astype(np.int32), normal(rng, real, t),
+        complex_normal(rng, real, 50, n), complex_normal(rng, real, 5, n + 9), rng.random((5, n + 9)).astype(real),
+        complex_normal(rng, real, 12, n), who, entry_start, rng.integers(50, size=m).astype(np.int32), out,
+        normal(rng, real, m), shift_start, rng.integers(12, size=t).astype(np.int32), normal(rng, real, t),
     ]  # fmt: skip
-    both("score", inputs, [np.zeros(int(sizes.sum()), real)], most_entries=max(entries), most_shifts=max(shifts))
+    both("score", inputs, [np.zeros(int(sizes.sum()), real)], tile=tile, most_entries=70, most_shifts=65)
 
 
 @pytest.mark.parametrize("real", REALS)

@@ -229,15 +229,13 @@ class CudaKernels:
         self._run("phases", out.real.dtype, (len(turns), _blocks(len(k))), turns, k, np.int32(len(k)), out)
 
     def score(
-        self, rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
-        scores, *, most_entries: int, most_shifts: int,
+        self, rows, data, weight, shift_phases, who, entry_start, entry_row, entry_out, entry_prior, shift_start, shift,
+        shift_prior, scores, *, tile: int, most_entries: int, most_shifts: int,
     ) -> None:  # fmt: skip
-        many = min(most_entries, most_shifts) > 48
-        tile = 64 if many else 32
-        grid = (len(entry_start) - 1, -(-most_entries // tile), -(-most_shifts // tile))
         self._run(
-            "score_many" if many else "score", scores.dtype, grid, rows, data, weight, shift_phases, np.int32(rows.shape[1]),
-            np.int32(data.shape[1]), entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores,
+            f"score_{tile}", scores.dtype, (len(who), -(-most_entries // tile), -(-most_shifts // tile)), rows, data, weight,
+            shift_phases, np.int32(rows.shape[1]), np.int32(data.shape[1]), who, entry_start, entry_row, entry_out, entry_prior,
+            shift_start, shift, shift_prior, scores,
         )  # fmt: skip
 
     def normalise(self, scores, start, peak, total, best) -> None:

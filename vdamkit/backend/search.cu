@@ -2,6 +2,7 @@
 
 #define SIDE 16   // of a block of `score`: threads
 #define DEPTH 16  // voxels that it holds in shared memory at a time
+#define FEW 8     // rotations, and shifts, of a block of `score_8`
 
 // phases and scores -------------------------------------------------------------------------------------------------------
 
@@ -20,7 +21,7 @@ extern "C" __global__ void phases(const double* __restrict__ turns, const int* _
 struct ScoreInput {
   const COMPLEX *rows, *data, *shift_phases;
   const REAL *weight, *entry_prior, *shift_prior;
-  const int *entry_start, *entry_row, *shift_start, *shift;
+  const int *who, *entry_start, *entry_row, *shift_start, *shift;  // who: particles
   const long long* entry_out;
   int n_voxels, data_width;
 };
@@ -30,7 +31,7 @@ struct ScoreInput {
 template <int PER>
 __device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, COMPLEX* b, REAL* energy, REAL* scores) {
   const int tile = PER * SIDE, line = tile + 1;
-  long long i = blockIdx.x;
+  long long i = in.who[blockIdx.x];
   int first_entry = in.entry_start[i] + tile * blockIdx.y, last_entry = in.entry_start[i + 1];
   int first_shift = in.shift_start[i] + tile * blockIdx.z, last_shift = in.shift_start[i + 1];
   if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
@@ -88,28 +89,82 @@ __device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, CO
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 5)
-    score(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
-          const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ entry_start,
-          const int* __restrict__ entry_row, const long long* __restrict__ entry_out, const REAL* __restrict__ entry_prior,
-          const int* __restrict__ shift_start, const int* __restrict__ shift, const REAL* __restrict__ shift_prior,
-          REAL* __restrict__ scores) {
+    score_32(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
+             const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ who,
+             const int* __restrict__ entry_start, const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
+             const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
+             const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
   __shared__ COMPLEX a[DEPTH * (2 * SIDE + 1)], b[DEPTH * (2 * SIDE + 1)];
   __shared__ REAL energy[2 * SIDE * (SIDE + 1)];
-  score_block<2>({rows, data, shift_phases, weight, entry_prior, shift_prior, entry_start, entry_row, shift_start, shift,
+  score_block<2>({rows, data, shift_phases, weight, entry_prior, shift_prior, who, entry_start, entry_row, shift_start, shift,
                   entry_out, n_voxels, data_width}, a, b, energy, scores);
 }
 
 // For particles with many rotations and many shifts.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    score_many(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
-               const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ entry_start,
-               const int* __restrict__ entry_row, const long long* __restrict__ entry_out, const REAL* __restrict__ entry_prior,
-               const int* __restrict__ shift_start, const int* __restrict__ shift, const REAL* __restrict__ shift_prior,
-               REAL* __restrict__ scores) {
+    score_64(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
+             const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ who,
+             const int* __restrict__ entry_start, const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
+             const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
+             const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
   __shared__ COMPLEX a[DEPTH * (4 * SIDE + 1)], b[DEPTH * (4 * SIDE + 1)];
   __shared__ REAL energy[4 * SIDE * (SIDE + 1)];
-  score_block<4>({rows, data, shift_phases, weight, entry_prior, shift_prior, entry_start, entry_row, shift_start, shift,
+  score_block<4>({rows, data, shift_phases, weight, entry_prior, shift_prior, who, entry_start, entry_row, shift_start, shift,
                   entry_out, n_voxels, data_width}, a, b, energy, scores);
+}
+
+// A block scores FEW rotations × as many shifts of one particle: each thread all of them at some of the voxels.
+__device__ __forceinline__ void score_few(const ScoreInput& in, REAL* parts, REAL* scores) {
+  long long i = in.who[blockIdx.x];
+  int first_entry = in.entry_start[i] + FEW * blockIdx.y, last_entry = min(first_entry + FEW, in.entry_start[i + 1]);
+  int first_shift = in.shift_start[i] + FEW * blockIdx.z, last_shift = min(first_shift + FEW, in.shift_start[i + 1]);
+  if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
+  const COMPLEX *rotation[FEW], *phase[FEW];  // beyond the last: the last once more
+  for (int j = 0; j < FEW; j++) {
+    rotation[j] = in.rows + (long long)in.entry_row[min(first_entry + j, last_entry - 1)] * in.n_voxels;
+    phase[j] = in.shift_phases + (long long)in.shift[min(first_shift + j, last_shift - 1)] * in.n_voxels;
+  }
+  REAL sum[FEW][FEW] = {}, own[FEW] = {};
+  for (int v = threadIdx.x; v < in.n_voxels; v += THREADS) {
+    COMPLEX d = in.data[i * in.data_width + v], moved[FEW];
+    REAL w = in.weight[i * in.data_width + v];
+#pragma unroll
+    for (int l = 0; l < FEW; l++) moved[l] = times(phase[l][v], d);
+#pragma unroll
+    for (int j = 0; j < FEW; j++) {
+      COMPLEX r = rotation[j][v];
+      own[j] += w * (r.x * r.x + r.y * r.y);
+#pragma unroll
+      for (int l = 0; l < FEW; l++) sum[j][l] += r.x * moved[l].x + r.y * moved[l].y;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < FEW; j++) {  // of all threads, for one rotation at a time: each shift's sum, and the rotation's power
+    for (int l = 0; l < FEW; l++) parts[l * THREADS + threadIdx.x] = sum[j][l];
+    parts[FEW * THREADS + threadIdx.x] = own[j];
+    for (int step = THREADS / 2; step > 0; step /= 2) {
+      __syncthreads();
+      for (int at = threadIdx.x; at < (FEW + 1) * step; at += THREADS)
+        parts[at / step * THREADS + at % step] += parts[at / step * THREADS + at % step + step];
+    }
+    __syncthreads();
+    int e = first_entry + j, s = first_shift + threadIdx.x;
+    if (e < last_entry && s < last_shift)
+      scores[in.entry_out[e] + s - in.shift_start[i]] =
+          parts[threadIdx.x * THREADS] - parts[FEW * THREADS] / 2 + in.entry_prior[e] + in.shift_prior[s];
+    __syncthreads();  // all have read before it is written again
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    score_8(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
+            const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ who,
+            const int* __restrict__ entry_start, const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
+            const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
+            const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
+  __shared__ REAL parts[(FEW + 1) * THREADS];
+  score_few({rows, data, shift_phases, weight, entry_prior, shift_prior, who, entry_start, entry_row, shift_start, shift,
+             entry_out, n_voxels, data_width}, parts, scores);
 }
 
 // posterior ---------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,11 @@ from scipy.sparse import csr_matrix
 from vdamkit.imaging.projector import trilinear
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
+SCORE_COST = {
+    8: 3,
+    32: 1.6,
+    64: 1,
+}  # by tile, the rotations, and shifts, that a block of threads scores: time for a pair of both
 TILE = 8  # patches along a side that are summed up together, see spin_adjoint
 
 
@@ -134,17 +139,18 @@ def phases(turns, k, out) -> None:
 
 
 def score(
-    rows, data, weight, shift_phases, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior, scores,
-    *, most_entries: int, most_shifts: int,
+    rows, data, weight, shift_phases, who, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
+    scores, *, tile: int, most_entries: int, most_shifts: int,
 ) -> None:  # fmt: skip
-    """Log-posteriors (but for a constant) of each particle's entries (rotations) × shifts.
+    """Log-posteriors (but for a constant) of the entries (rotations) × shifts of the particles `who`, int32.
 
     rows `(r, n)` complex; data `(p, ≥ n)` complex, b/σ²; weight likewise, w/σ²; shift_phases `(shifts, n)`. Ragged by particle:
-    entries (their row, the place of their first score, their log prior), and shifts (number, log prior); the most that any
-    particle has of either tell a device how many blocks to start.
+    entries (their row, the place of their first score, their log prior), and shifts (number, log prior). How a device shares
+    out the work follows from `tile` (see SCORE_COST) and the most entries and shifts of any of the particles.
     """
     n = rows.shape[1]
-    for i, (begin, end) in enumerate(pairwise(entry_start.tolist())):
+    for i in who.tolist():
+        begin, end = entry_start[i : i + 2].tolist()
         mine = slice(shift_start[i], shift_start[i + 1])
         moved = shift_phases[shift[mine]] * data[i, :n]
         some = rows[entry_row[begin:end]]

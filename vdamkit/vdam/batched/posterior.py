@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from vdamkit.backend.twins import SCORE_COST
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries, Rows, most_likely, turns_of
@@ -132,16 +133,30 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
         rotated = projector.rotate(cube, turns_of(level.grid, search.perturbation, rows.orientation[piece]))
         rotated[:, int(projector.place[0])] = 0  # k = 0, as above
         start = np.searchsorted(entries.particle[mine], np.arange(len(batch) + 1))
-        device.kernels.score(
-            rotated, masked, weight, phases, engine.put(start, np.int32),
-            engine.put(rows.of_entry[mine] - piece.start, np.int32), engine.put(entries.out[:-1][mine], np.int64),
-            prior[engine.put(mine, np.int64)], shift_start, shift, shift_prior, scores,
-            most_entries=int(np.diff(start).max()), most_shifts=int(entries.width.max()),
+        columns = (
+            engine.put(start, np.int32), engine.put(rows.of_entry[mine] - piece.start, np.int32),
+            engine.put(entries.out[:-1][mine], np.int64), prior[engine.put(mine, np.int64)],
         )  # fmt: skip
+        for tile, who, sizes in _by_tile(np.diff(start), entries.width):
+            device.kernels.score(
+                rotated, masked, weight, phases, engine.put(who, np.int32), *columns, shift_start, shift, shift_prior, scores,
+                tile=tile, most_entries=sizes[0], most_shifts=sizes[1],
+            )  # fmt: skip
         tick((piece.stop - piece.start) / len(rows.orientation))
     start = entries.out[entries.start]
     particle, base = engine.put(entries.particle, np.int32), engine.put(entries.out[:-1], np.int64)
     return _normalised(engine, entries, particle, scores, base, 1, start, shift_prior)
+
+
+def _by_tile(entries: np.ndarray, shifts: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+    """Particles with so many entries and shifts `(p,)` by the tile that costs least; and the most that any of them have."""
+    tiles = np.array(list(SCORE_COST))[:, None]
+    cost = np.array(list(SCORE_COST.values()))[:, None] * tiles**2 * -(-entries // tiles) * -(-shifts // tiles)
+    best = np.where(entries > 0, cost.argmin(0), -1)
+    for number, tile in enumerate(SCORE_COST):
+        who = np.flatnonzero(best == number)
+        if len(who):
+            yield tile, who, (int(entries[who].max()), int(shifts[who].max()))
 
 
 def _dense_prior(engine: Engine, level: Level) -> tuple[np.ndarray, Any]:
