@@ -25,9 +25,10 @@ from vdamkit.vdam import posterior as threaded
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.batched import accumulate as batched_sums
 from vdamkit.vdam.batched import posterior as batched
-from vdamkit.vdam.batched.engine import DeviceBatch, Engine
-from vdamkit.vdam.batched.entries import Entries
+from vdamkit.vdam.batched.engine import DeviceBatch, Engine, ShiftLines
+from vdamkit.vdam.batched.entries import Entries, Rows
 from vdamkit.vdam.batched.gradients import half_gradients as batched_gradients
+from vdamkit.vdam.batched.posterior import by_tile
 from vdamkit.vdam.batched.visit import share_out
 from vdamkit.vdam.moments import half_gradients
 from vdamkit.vdam.search import Candidates, Level
@@ -147,6 +148,37 @@ def test_small_pieces_give_the_same():
     for name in SUMS:
         a, b = np.asarray(getattr(whole[1], name)), np.asarray(getattr(pieces[1], name))
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-12 * np.abs(a).max(), err_msg=name)
+
+
+def test_runs_of_rows():
+    """Of one class, as large as may be; a row that is too large is a run of its own."""
+    rows = Rows(np.repeat([0, 1], [5, 4]), np.arange(9), np.zeros(0, int))
+    assert rows.pieces(3) == [slice(0, 3), slice(3, 5), slice(5, 8), slice(8, 9)]
+    sizes = np.array([1, 1, 9, 1, 1.5, 1, 1, 1, 1])
+    assert rows.pieces(3, sizes) == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 8), slice(8, 9)]
+
+
+def test_shifts_lie_on_lines():
+    """Sorted by z, then y; each where its coordinates say; fine shifts of a particle in the same order."""
+    shifts = (shift_grid(3, 1)[:, None] + child_offsets(1)).reshape(-1, 3) + 0.3
+    lines = ShiftLines.of(shifts)
+    np.testing.assert_array_equal(lines.values[lines.place[:, :3]], shifts)
+    x, y, z = shifts[lines.order].T
+    np.testing.assert_array_equal(np.lexsort((x, y, z)), np.arange(len(x)))
+    entries = Entries.chosen(np.ones((2, 1), bool), 1, 123).some(np.arange(2))
+    entries = replace(entries, shift_start=np.array([0, 2, 5]), shift=np.array([7, 8, 0, 60, 122]))
+    fine = entries.with_fine_shifts(lines.order)
+    rank = np.argsort(lines.order)
+    for mine, (begin, end) in zip(([7, 8], [0, 60, 122]), ((0, 16), (16, 40)), strict=True):
+        assert set(fine.shift[begin:end] // 8) == set(mine) and (np.diff(rank[fine.shift[begin:end]]) > 0).all()
+    assert fine.shift_start.tolist() == [0, 16, 40]
+
+
+def test_particles_are_scored_in_tiles_of_their_size():
+    """Each with entries in one tile size; few entries in small tiles, many in large ones."""
+    entries, shifts = np.array([16, 0, 300, 2000, 16, 30]), np.array([16, 5, 200, 8, 8, 30])
+    found = {tile: (who.tolist(), most) for tile, who, most in by_tile(entries, shifts)}
+    assert found == {8: ([0, 3, 4], (2000, 16)), 32: ([5], (30, 30)), 64: ([2], (300, 200))}
 
 
 def test_sums_leave_the_device_together():

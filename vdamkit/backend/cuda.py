@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,13 @@ class CudaDevice(Device):
         return self.xp.asarray(np.ascontiguousarray(array))
 
     def put_all(self, *arrays: np.ndarray) -> tuple[Any, ...]:
-        ends = np.cumsum([-(-array.nbytes // ALIGNED) * ALIGNED for array in arrays])
-        packed = np.empty(ends[-1], np.uint8)
-        places = [
-            (end - -(-array.nbytes // ALIGNED) * ALIGNED, array) for end, array in zip(ends.tolist(), arrays, strict=True)
-        ]
-        for first, array in places:
-            packed[first : first + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        *firsts, size = accumulate((-(-a.nbytes // ALIGNED) * ALIGNED for a in arrays), initial=0)
+        places = [(slice(first, first + a.nbytes), a) for first, a in zip(firsts, arrays, strict=True)]
+        packed = np.empty(size, np.uint8)
+        for place, array in places:
+            packed[place] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         there = self.xp.asarray(packed)
-        return tuple(there[first : first + a.nbytes].view(a.dtype).reshape(a.shape) for first, a in places)
+        return tuple(there[place].view(array.dtype).reshape(array.shape) for place, array in places)
 
     def upload(self, array: np.ndarray) -> Any:
         import cupyx

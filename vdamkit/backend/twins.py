@@ -13,11 +13,7 @@ from scipy.sparse import csr_matrix
 from vdamkit.imaging.projector import trilinear
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
-SCORE_COST = {
-    8: 3,
-    32: 1.6,
-    64: 1,
-}  # by tile, the rotations, and shifts, that a block of threads scores: time for a pair of both
+SCORE_COST = {8: 3.0, 32: 1.6, 64: 1.0}  # by the rotations, and shifts, that a block of `score` takes: time per pair of them
 TILE = 8  # patches along a side that are summed up together, see spin_adjoint
 
 

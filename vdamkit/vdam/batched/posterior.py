@@ -137,7 +137,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
             engine.put(start, np.int32), engine.put(rows.of_entry[mine] - piece.start, np.int32),
             engine.put(entries.out[:-1][mine], np.int64), prior[engine.put(mine, np.int64)],
         )  # fmt: skip
-        for tile, who, sizes in _by_tile(np.diff(start), entries.width):
+        for tile, who, sizes in by_tile(np.diff(start), entries.width):
             device.kernels.score(
                 rotated, masked, weight, phases, engine.put(who, np.int32), *columns, shift_start, shift, shift_prior, scores,
                 tile=tile, most_entries=sizes[0], most_shifts=sizes[1],
@@ -148,7 +148,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     return _normalised(engine, entries, particle, scores, base, 1, start, shift_prior)
 
 
-def _by_tile(entries: np.ndarray, shifts: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+def by_tile(entries: np.ndarray, shifts: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
     """Particles with so many entries and shifts `(p,)` by the tile that costs least; and the most that any of them have."""
     tiles = np.array(list(SCORE_COST))[:, None]
     cost = np.array(list(SCORE_COST.values()))[:, None] * tiles**2 * -(-entries // tiles) * -(-shifts // tiles)
