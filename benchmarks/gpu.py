@@ -243,11 +243,12 @@ def _m_step(device: Device, box: int, radius: int, particles: int) -> Timed:
     with device.active():
         batch, _ = make_batch(engine, state, made_up, index)
         found = run_search(engine, batch, None, lambda fraction: None)
-    projector, shifts = engine.projector(radius), search.shifts(level.fine_shifts)
+    projector = engine.projector(radius)
     rows = Rows.of(found.entries, level.grid).orientation
     directions = len(np.unique(rows // level.grid.n_psi))
-    voxels = 24.0 * len(index) + 8 * len(shifts) + (2 * 8 + 2 * 24) * len(rows)  # particles, phases, references, residuals
-    size = len(projector.order) * voxels + (8 + 24) * 2.0 * directions * projector.slab_size
+    voxels = 24.0 * len(index) + (2 * 8 + 2 * 24) * len(rows)  # particles, references, residuals
+    planes, cylinders = 8.0 * found.planes.sum() * len(projector.disc), (8.0 + 24) * directions * projector.slab_size
+    size = len(projector.order) * voxels + 2 * (planes + cylinders)
     what = f"M-step, {len(index)} particles on {len(rows)} rotations"
     return what, lambda: accumulate(engine, batch, found, 1, lambda fraction: None), size, "copy"
 

@@ -13,7 +13,8 @@ from scipy.sparse import csr_matrix
 from vdamkit.imaging.projector import trilinear
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
-SCORE_COST = {8: 3.0, 32: 1.6, 64: 1.0}  # by the rotations, and shifts, that a block of `score` takes: time per pair of them
+# by the rotations, and shifts, that a block of `score` takes: time per pair of them; of 8 from the bytes it reads
+SCORE_COST = {8: 3.0, 32: 1.6, 64: 1.0}
 TILE = 8  # patches along a side that are summed up together, see spin_adjoint
 
 

@@ -81,9 +81,9 @@ class Entries:
         """Coarse shifts replaced by their eight children each; order: all fine shifts, as each particle's are to be sorted."""
         rank = np.empty(len(order), int)
         rank[order] = np.arange(len(order))
-        mine = np.zeros((self.n_particles, len(order)), bool)
-        mine[self.shift_particle[:, None], rank[8 * self.shift[:, None] + np.arange(8)]] = True
-        return Entries(self.particle, self.class_index, self.orientation, 8 * self.shift_start, order[np.nonzero(mine)[1]])
+        keys = (self.shift_particle * len(order))[:, None] + rank[8 * self.shift[:, None] + np.arange(8)]
+        shift = order[np.sort(keys, axis=None) % len(order)]
+        return Entries(self.particle, self.class_index, self.orientation, 8 * self.shift_start, shift)
 
     def children(self, grid: OrientationGrid) -> Entries:
         """Orientations of `grid` replaced by their eight children each, in the grid of the next order."""
