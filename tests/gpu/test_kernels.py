@@ -15,6 +15,7 @@ from vdamkit.imaging.device_projector import DeviceProjector, Turns
 from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.vdam.batched.entries import turns_of
+from vdamkit.vdam.batched.posterior import score_blocks
 
 REALS = [np.float32, np.float64]
 TOLERANCE = {True: 2e-5, False: 1e-12}  # in single precision and not, of the largest value: sums go in another order
@@ -136,18 +137,19 @@ def test_phases(both, real):
 def test_score(both, real, tile):
     """Particles with more entries and shifts than a tile holds, with few, with none in this piece, and one that is left out."""
     rng = np.random.default_rng(1)
-    n, who = 277, np.array([4, 0, 2, 3], np.int32)
+    n, who = 277, np.array([4, 0, 2, 3])
     entries, shifts = [70, 5, 3, 0, 33], [5, 9, 1, 40, 65]
     entry_start, shift_start = (np.append(0, np.cumsum(a)).astype(np.int32) for a in (entries, shifts))
     m, t = entry_start[-1], shift_start[-1]
     sizes = np.repeat(shifts, entries)
     out = (np.cumsum(sizes) - sizes).astype(np.int64)
+    blocks = score_blocks(who, np.array(entries)[who], np.array(shifts)[who], tile)
     inputs = [
         complex_normal(rng, real, 50, n), complex_normal(rng, real, 5, n + 9), rng.random((5, n + 9)).astype(real),
-        complex_normal(rng, real, 12, n), who, entry_start, rng.integers(50, size=m).astype(np.int32), out,
+        complex_normal(rng, real, 12, n), blocks, entry_start, rng.integers(50, size=m).astype(np.int32), out,
         normal(rng, real, m), shift_start, rng.integers(12, size=t).astype(np.int32), normal(rng, real, t),
     ]  # fmt: skip
-    both("score", inputs, [np.zeros(int(sizes.sum()), real)], tile=tile, most_entries=70, most_shifts=65)
+    both("score", inputs, [np.zeros(int(sizes.sum()), real)], tile=tile)
 
 
 @pytest.mark.parametrize("real", REALS)

@@ -28,7 +28,7 @@ from vdamkit.vdam.batched import posterior as batched
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine, ShiftLines
 from vdamkit.vdam.batched.entries import Entries, Rows
 from vdamkit.vdam.batched.gradients import half_gradients as batched_gradients
-from vdamkit.vdam.batched.posterior import by_tile
+from vdamkit.vdam.batched.posterior import best_tile, score_blocks
 from vdamkit.vdam.batched.visit import share_out
 from vdamkit.vdam.moments import half_gradients
 from vdamkit.vdam.search import Candidates, Level
@@ -175,10 +175,16 @@ def test_shifts_lie_on_lines():
 
 
 def test_particles_are_scored_in_tiles_of_their_size():
-    """Each with entries in one tile size; few entries in small tiles, many in large ones."""
+    """Few entries or shifts in small tiles, many in large ones; every pair in one tile, of particles without entries none."""
     entries, shifts = np.array([16, 0, 300, 2000, 16, 30]), np.array([16, 5, 200, 8, 8, 30])
-    found = {tile: (who.tolist(), most) for tile, who, most in by_tile(entries, shifts)}
-    assert found == {8: ([0, 3, 4], (2000, 16)), 32: ([5], (30, 30)), 64: ([2], (300, 200))}
+    assert best_tile(entries, shifts, 5000).tolist() == [8, 8, 64, 8, 8, 32]
+    assert best_tile(entries, shifts, 100)[0] == 32, "a block of few voxels costs its beginning and end"
+    for tile in (8, 32, 64):
+        seen = [np.zeros(shape, int) for shape in zip(entries, shifts, strict=True)]
+        for i, entry, shift, _ in score_blocks(np.arange(6), entries, shifts, tile).tolist():
+            assert seen[i][entry : entry + tile, shift : shift + tile].size > 0
+            seen[i][entry : entry + tile, shift : shift + tile] += 1
+        assert all((one == 1).all() for one in seen)
 
 
 def test_sums_leave_the_device_together():

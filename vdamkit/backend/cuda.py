@@ -228,13 +228,13 @@ class CudaKernels:
         self._run("phases", out.real.dtype, (len(turns), _blocks(len(k))), turns, k, np.int32(len(k)), out)
 
     def score(
-        self, rows, data, weight, shift_phases, who, entry_start, entry_row, entry_out, entry_prior, shift_start, shift,
-        shift_prior, scores, *, tile: int, most_entries: int, most_shifts: int,
+        self, rows, data, weight, shift_phases, blocks, entry_start, entry_row, entry_out, entry_prior, shift_start, shift,
+        shift_prior, scores, *, tile: int,
     ) -> None:  # fmt: skip
         self._run(
-            f"score_{tile}", scores.dtype, (len(who), -(-most_entries // tile), -(-most_shifts // tile)), rows, data, weight,
-            shift_phases, np.int32(rows.shape[1]), np.int32(data.shape[1]), who, entry_start, entry_row, entry_out, entry_prior,
-            shift_start, shift, shift_prior, scores,
+            f"score_{tile}", scores.dtype, (len(blocks),), rows, data, weight, shift_phases, np.int32(rows.shape[1]),
+            np.int32(data.shape[1]), blocks, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
+            scores,
         )  # fmt: skip
 
     def normalise(self, scores, start, peak, total, best) -> None:

@@ -3,6 +3,11 @@
 #define SIDE 16   // of a block of `score`: threads
 #define DEPTH 16  // voxels that it holds in shared memory at a time
 #define FEW 8     // rotations, and shifts, of a block of `score_8`
+#ifdef SINGLE
+#define FEW_AT_ONCE 2  // such blocks on a multiprocessor: what its registers hold
+#else
+#define FEW_AT_ONCE 1
+#endif
 
 // phases and scores -------------------------------------------------------------------------------------------------------
 
@@ -21,7 +26,8 @@ extern "C" __global__ void phases(const double* __restrict__ turns, const int* _
 struct ScoreInput {
   const COMPLEX *rows, *data, *shift_phases;
   const REAL *weight, *entry_prior, *shift_prior;
-  const int *who, *entry_start, *entry_row, *shift_start, *shift;  // who: particles
+  const int4* blocks;  // of each: particle, its first entry and its first shift, counted from the particle's own first
+  const int *entry_start, *entry_row, *shift_start, *shift;
   const long long* entry_out;
   int n_voxels, data_width;
 };
@@ -31,10 +37,10 @@ struct ScoreInput {
 template <int PER>
 __device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, COMPLEX* b, REAL* energy, REAL* scores) {
   const int tile = PER * SIDE, line = tile + 1;
-  long long i = in.who[blockIdx.x];
-  int first_entry = in.entry_start[i] + tile * blockIdx.y, last_entry = in.entry_start[i + 1];
-  int first_shift = in.shift_start[i] + tile * blockIdx.z, last_shift = in.shift_start[i + 1];
-  if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
+  int4 block = in.blocks[blockIdx.x];
+  long long i = block.x;
+  int first_entry = in.entry_start[i] + block.y, last_entry = in.entry_start[i + 1];
+  int first_shift = in.shift_start[i] + block.z, last_shift = in.shift_start[i + 1];
   int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
   long long from[PER], phase[PER];  // where this thread reads: some rotations, some shifts
   for (int j = 0; j < PER; j++) {
@@ -90,35 +96,35 @@ __device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, CO
 
 extern "C" __global__ void __launch_bounds__(THREADS, 5)
     score_32(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
-             const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ who,
+             const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int4* __restrict__ blocks,
              const int* __restrict__ entry_start, const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
              const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
              const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
   __shared__ COMPLEX a[DEPTH * (2 * SIDE + 1)], b[DEPTH * (2 * SIDE + 1)];
   __shared__ REAL energy[2 * SIDE * (SIDE + 1)];
-  score_block<2>({rows, data, shift_phases, weight, entry_prior, shift_prior, who, entry_start, entry_row, shift_start, shift,
+  score_block<2>({rows, data, shift_phases, weight, entry_prior, shift_prior, blocks, entry_start, entry_row, shift_start, shift,
                   entry_out, n_voxels, data_width}, a, b, energy, scores);
 }
 
 // For particles with many rotations and many shifts.
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
     score_64(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
-             const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ who,
+             const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int4* __restrict__ blocks,
              const int* __restrict__ entry_start, const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
              const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
              const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
   __shared__ COMPLEX a[DEPTH * (4 * SIDE + 1)], b[DEPTH * (4 * SIDE + 1)];
   __shared__ REAL energy[4 * SIDE * (SIDE + 1)];
-  score_block<4>({rows, data, shift_phases, weight, entry_prior, shift_prior, who, entry_start, entry_row, shift_start, shift,
+  score_block<4>({rows, data, shift_phases, weight, entry_prior, shift_prior, blocks, entry_start, entry_row, shift_start, shift,
                   entry_out, n_voxels, data_width}, a, b, energy, scores);
 }
 
 // A block scores FEW rotations × as many shifts of one particle: each thread all of them at some of the voxels.
-__device__ __forceinline__ void score_few(const ScoreInput& in, REAL* parts, REAL* scores) {
-  long long i = in.who[blockIdx.x];
-  int first_entry = in.entry_start[i] + FEW * blockIdx.y, last_entry = min(first_entry + FEW, in.entry_start[i + 1]);
-  int first_shift = in.shift_start[i] + FEW * blockIdx.z, last_shift = min(first_shift + FEW, in.shift_start[i + 1]);
-  if (first_entry >= last_entry || first_shift >= last_shift) return;  // the whole block together
+__device__ __forceinline__ void score_few(const ScoreInput& in, REAL* parts, REAL* sums, REAL* scores) {
+  int4 block = in.blocks[blockIdx.x];
+  long long i = block.x;
+  int first_entry = in.entry_start[i] + block.y, last_entry = min(first_entry + FEW, in.entry_start[i + 1]);
+  int first_shift = in.shift_start[i] + block.z, last_shift = min(first_shift + FEW, in.shift_start[i + 1]);
   const COMPLEX *rotation[FEW], *phase[FEW];  // beyond the last: the last once more
   for (int j = 0; j < FEW; j++) {
     rotation[j] = in.rows + (long long)in.entry_row[min(first_entry + j, last_entry - 1)] * in.n_voxels;
@@ -142,29 +148,33 @@ __device__ __forceinline__ void score_few(const ScoreInput& in, REAL* parts, REA
   for (int j = 0; j < FEW; j++) {  // of all threads, for one rotation at a time: each shift's sum, and the rotation's power
     for (int l = 0; l < FEW; l++) parts[l * THREADS + threadIdx.x] = sum[j][l];
     parts[FEW * THREADS + threadIdx.x] = own[j];
-    for (int step = THREADS / 2; step > 0; step /= 2) {
-      __syncthreads();
-      for (int at = threadIdx.x; at < (FEW + 1) * step; at += THREADS)
-        parts[at / step * THREADS + at % step] += parts[at / step * THREADS + at % step + step];
-    }
     __syncthreads();
+    if (threadIdx.x < (FEW + 1) * SIDE) {
+      REAL part = 0;
+      for (int u = threadIdx.x % SIDE; u < THREADS; u += SIDE) part += parts[threadIdx.x / SIDE * THREADS + u];
+      sums[threadIdx.x] = part;
+    }
+    __syncthreads();  // the next rotation's second one waits for those who still read `sums`
     int e = first_entry + j, s = first_shift + threadIdx.x;
-    if (e < last_entry && s < last_shift)
-      scores[in.entry_out[e] + s - in.shift_start[i]] =
-          parts[threadIdx.x * THREADS] - parts[FEW * THREADS] / 2 + in.entry_prior[e] + in.shift_prior[s];
-    __syncthreads();  // all have read before it is written again
+    if (e >= last_entry || s >= last_shift) continue;
+    REAL overlap = 0, energy = 0;
+    for (int u = 0; u < SIDE; u++) {
+      overlap += sums[threadIdx.x * SIDE + u];
+      energy += sums[FEW * SIDE + u];
+    }
+    scores[in.entry_out[e] + s - in.shift_start[i]] = overlap - energy / 2 + in.entry_prior[e] + in.shift_prior[s];
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, FEW_AT_ONCE)
     score_8(const COMPLEX* __restrict__ rows, const COMPLEX* __restrict__ data, const REAL* __restrict__ weight,
-            const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int* __restrict__ who,
+            const COMPLEX* __restrict__ shift_phases, int n_voxels, int data_width, const int4* __restrict__ blocks,
             const int* __restrict__ entry_start, const int* __restrict__ entry_row, const long long* __restrict__ entry_out,
             const REAL* __restrict__ entry_prior, const int* __restrict__ shift_start, const int* __restrict__ shift,
             const REAL* __restrict__ shift_prior, REAL* __restrict__ scores) {
-  __shared__ REAL parts[(FEW + 1) * THREADS];
-  score_few({rows, data, shift_phases, weight, entry_prior, shift_prior, who, entry_start, entry_row, shift_start, shift,
-             entry_out, n_voxels, data_width}, parts, scores);
+  __shared__ REAL parts[(FEW + 1) * THREADS], sums[(FEW + 1) * SIDE];
+  score_few({rows, data, shift_phases, weight, entry_prior, shift_prior, blocks, entry_start, entry_row, shift_start, shift,
+             entry_out, n_voxels, data_width}, parts, sums, scores);
 }
 
 // posterior ---------------------------------------------------------------------------------------------------------------

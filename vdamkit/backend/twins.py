@@ -13,8 +13,9 @@ from scipy.sparse import csr_matrix
 from vdamkit.imaging.projector import trilinear
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
-# by the rotations, and shifts, that a block of `score` takes: time per pair of them; of 8 from the bytes it reads
-SCORE_COST = {8: 3.0, 32: 1.6, 64: 1.0}
+# by the rotations, and shifts, that a block of `score` takes: time per pair of them and voxel, and how many voxels its
+# beginning and end are worth; those of 8 are counted, not measured
+SCORE_COST = {8: (3.0, 1000), 32: (1.6, 100), 64: (1.0, 100)}
 TILE = 8  # patches along a side that are summed up together, see spin_adjoint
 
 
@@ -136,24 +137,25 @@ def phases(turns, k, out) -> None:
 
 
 def score(
-    rows, data, weight, shift_phases, who, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
-    scores, *, tile: int, most_entries: int, most_shifts: int,
+    rows, data, weight, shift_phases, blocks, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
+    scores, *, tile: int,
 ) -> None:  # fmt: skip
-    """Log-posteriors (but for a constant) of the entries (rotations) × shifts of the particles `who`, int32.
+    """Log-posteriors (but for a constant) of particles' entries (rotations) × shifts.
 
     rows `(r, n)` complex; data `(p, ≥ n)` complex, b/σ²; weight likewise, w/σ²; shift_phases `(shifts, n)`. Ragged by particle:
-    entries (their row, the place of their first score, their log prior), and shifts (number, log prior). How a device shares
-    out the work follows from `tile` (see SCORE_COST) and the most entries and shifts of any of the particles.
+    entries (their row, the place of their first score, their log prior), and shifts (number, log prior). blocks `(·, 4)` int32:
+    what is scored, at most `tile` entries and as many shifts each: particle, its first entry, its first shift (counted from
+    the particle's own), and nothing.
     """
     n = rows.shape[1]
-    for i in who.tolist():
-        begin, end = entry_start[i : i + 2].tolist()
-        mine = slice(shift_start[i], shift_start[i + 1])
+    for i, entry, first, _ in blocks.tolist():
+        begin, end = entry_start[i] + entry, min(entry_start[i] + entry + tile, entry_start[i + 1])
+        mine = slice(shift_start[i] + first, min(shift_start[i] + first + tile, shift_start[i + 1]))
         moved = shift_phases[shift[mine]] * data[i, :n]
         some = rows[entry_row[begin:end]]
         values = (some.conj() @ moved.T).real - 0.5 * (np.abs(some) ** 2 @ weight[i, :n])[:, None]
         values += entry_prior[begin:end, None] + shift_prior[mine]
-        scores[entry_out[begin:end, None] + np.arange(len(moved))] = values
+        scores[entry_out[begin:end, None] + first + np.arange(len(moved))] = values
 
 
 def normalise(scores, start, peak, total, best) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +127,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(number[entries.shift], np.int32)
     masked, weight = engine.scored(batch, level.radius)
     scores = xp.empty(int(entries.out[-1]), engine.real)
+    tiles = best_tile(np.diff(entries.start), entries.width, n)  # whatever the pieces: the same sums from run to run
     for piece in rows.pieces(engine.rows_at_once(n)):
         mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))
         cube = engine.cube(level.radius, int(rows.class_index[piece.start]))
@@ -137,10 +138,12 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
             engine.put(start, np.int32), engine.put(rows.of_entry[mine] - piece.start, np.int32),
             engine.put(entries.out[:-1][mine], np.int64), prior[engine.put(mine, np.int64)],
         )  # fmt: skip
-        for tile, who, sizes in by_tile(np.diff(start), entries.width):
+        for tile in SCORE_COST:
+            who = np.flatnonzero(tiles == tile)
+            blocks = score_blocks(who, np.diff(start)[who], entries.width[who], tile)
             device.kernels.score(
-                rotated, masked, weight, phases, engine.put(who, np.int32), *columns, shift_start, shift, shift_prior, scores,
-                tile=tile, most_entries=sizes[0], most_shifts=sizes[1],
+                rotated, masked, weight, phases, device.put(blocks), *columns, shift_start, shift, shift_prior, scores,
+                tile=tile,
             )  # fmt: skip
         tick((piece.stop - piece.start) / len(rows.orientation))
     start = entries.out[entries.start]
@@ -148,15 +151,21 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     return _normalised(engine, entries, particle, scores, base, 1, start, shift_prior)
 
 
-def by_tile(entries: np.ndarray, shifts: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
-    """Particles with so many entries and shifts `(p,)` by the tile that costs least; and the most that any of them have."""
+def best_tile(entries: np.ndarray, shifts: np.ndarray, n_voxels: int) -> np.ndarray:
+    """For particles with so many entries and shifts `(p,)`: the size of tiles in which they are scored soonest."""
     tiles = np.array(list(SCORE_COST))[:, None]
-    cost = np.array(list(SCORE_COST.values()))[:, None] * tiles**2 * -(-entries // tiles) * -(-shifts // tiles)
-    best = np.where(entries > 0, cost.argmin(0), -1)
-    for number, tile in enumerate(SCORE_COST):
-        who = np.flatnonzero(best == number)
-        if len(who):
-            yield tile, who, (int(entries[who].max()), int(shifts[who].max()))
+    each, ends = np.array(list(SCORE_COST.values())).T[:, :, None]
+    cost = each * tiles**2 * (n_voxels + ends) * -(-entries // tiles) * -(-shifts // tiles)
+    return tiles[cost.argmin(0), 0]
+
+
+def score_blocks(particles: np.ndarray, entries: np.ndarray, shifts: np.ndarray, tile: int) -> np.ndarray:
+    """The tiles of some particles with so many entries and shifts each, see `twins.score`."""
+    across = -(-shifts // tile)
+    count = -(-entries // tile) * across
+    number = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    entry, shift = np.divmod(number, np.repeat(across, count))
+    return np.stack([np.repeat(particles, count), tile * entry, tile * shift, 0 * number], 1).astype(np.int32)
 
 
 def _dense_prior(engine: Engine, level: Level) -> tuple[np.ndarray, Any]:
