@@ -32,6 +32,7 @@ def accumulate(
     cubes = xp.zeros((classes, 2, 3, projector.projector.grid.size), np.float64)
     rows = Rows.of(found.entries, level.grid)
     members = Members.of(engine, batch, found, rows)
+    # a row takes twelve numbers a voxel (`rows_at_once`), and its planes two a column
     room, size = engine.rows_at_once(len(ball)), 1 + members.planes_of_row * len(projector.disc) / (6 * len(ball))
     for piece in rows.pieces(room, size):
         k = int(rows.class_index[piece.start])

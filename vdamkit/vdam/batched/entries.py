@@ -12,6 +12,13 @@ from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.posterior import PAIRS
 
 
+def different(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones of numbers that do not reach far, ascending, without sorting; and the place of each among them."""
+    there = np.zeros(int(numbers.max(initial=0)) + 1, bool)
+    there[numbers] = True
+    return np.flatnonzero(there), np.cumsum(there) - 1
+
+
 @dataclass(frozen=True)
 class Entries:
     """Rotations of a level's grid to be scored, sorted by particle, class and orientation; and each particle's shifts.
@@ -51,9 +58,7 @@ class Entries:
 
     def shifts_in_use(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the shifts that any particle has, ascending; and each shift's place among them."""
-        used = np.zeros(int(self.shift.max(initial=0)) + 1, bool)
-        used[self.shift] = True
-        return np.flatnonzero(used), np.cumsum(used) - 1
+        return different(self.shift)
 
     def some(self, kept: np.ndarray) -> Entries:
         """Some of the entries, by their numbers; all shifts stay."""
@@ -107,10 +112,8 @@ class Rows:
     @classmethod
     def of(cls, entries: Entries, grid: OrientationGrid) -> Rows:
         keys = entries.class_index * len(grid) + entries.orientation
-        used = np.zeros(keys.max() + 1, bool)
-        used[keys] = True
-        rows = np.flatnonzero(used)
-        return cls(*np.divmod(rows, len(grid)), (np.cumsum(used) - 1)[keys])
+        rows, place = different(keys)
+        return cls(*np.divmod(rows, len(grid)), place[keys])
 
     def pieces(self, most: int, size: np.ndarray | float = 1.0) -> list[slice]:
         """Runs of rows, each of one class, whose sizes sum to at most so much; or single rows."""
@@ -162,16 +165,9 @@ def most_likely(
     rank = np.arange(len(entry)) - first[particle]
     fits = seen(entry) * seen(shift_key) <= PAIRS * cap
     used = (rank == 0) | (fits & (rank < cap))
-    kept, kept_shifts = _different(entry[used]), _different(shift_key[used])
-    owner, number = np.divmod(kept_shifts, n_shifts)
+    kept, _ = different(entry[used])
+    owner, number = np.divmod(different(shift_key[used])[0], n_shifts)
     return Entries(
         entries.particle[kept], entries.class_index[kept], entries.orientation[kept],
         np.searchsorted(owner, np.arange(entries.n_particles + 1)), number,
     )  # fmt: skip
-
-
-def _different(numbers: np.ndarray) -> np.ndarray:
-    """The different ones of numbers that do not reach far, ascending: without sorting them."""
-    there = np.zeros(int(numbers.max()) + 1, bool)
-    there[numbers] = True
-    return np.flatnonzero(there)

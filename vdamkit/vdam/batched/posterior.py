@@ -17,6 +17,26 @@ from vdamkit.vdam.search import Level
 
 
 @dataclass(frozen=True)
+class ShiftsThere:
+    """Each particle's shifts, on the device."""
+
+    start: Any  # (p + 1,) int32, first shift of each particle
+    number: Any  # (t,) int32, in the level's table
+    log_prior: Any  # (t,) see `Search.log_offset`
+
+    @classmethod
+    def of(cls, engine: Engine, batch: DeviceBatch, level: Level, entries: Entries, first: int = 0) -> ShiftsThere:
+        """Those of some entries, whose first particle is number `first` of the batch."""
+        search, mine = engine.search, slice(first, first + entries.n_particles)
+        start, number, particle, shifts, away = engine.device.put_all(
+            entries.shift_start.astype(np.int32), entries.shift.astype(np.int32), entries.shift_particle.astype(np.int32),
+            search.shifts(level.fine_shifts), batch.offsets[mine] - batch.offset_priors[mine],
+        )  # fmt: skip
+        squares = (away[particle] + shifts[number]) ** 2
+        return cls(start, number, (squares.sum(1) * (-0.5 / search.sigma_offset**2)).astype(engine.real))
+
+
+@dataclass(frozen=True)
 class Scored:
     """Weights (relative to the largest) of some particles' entries on a level, on the device."""
 
@@ -26,7 +46,7 @@ class Scored:
     base: Any  # (m,) int64, place of each entry's first weight
     stride: int  # from one shift to the next
     start: np.ndarray  # (p + 1,) first weight of each particle
-    shift_prior: Any  # (t,) log prior of each particle's shifts
+    shifts: ShiftsThere
     peak: np.ndarray  # (p,) largest log-posterior
     total: np.ndarray  # (p,) sum of weights
     best: np.ndarray  # (p,) place of the largest weight
@@ -102,12 +122,12 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
         scores = device.matmul(interleaved(moved, engine.real), interleaved(rows, engine.real), tf32=engine.tf32)
         scores = scores.reshape(count, n_shifts, width)
         scores += (prior[centre[some]] - 0.5 * device.matmul(weight[some], energy))[:, None]
-        shift_prior = _shift_prior(engine, batch, level.fine_shifts, entries, first)
-        scores += shift_prior.reshape(count, n_shifts)[:, :, None]
+        shifts = ShiftsThere.of(engine, batch, level, entries, first)
+        scores += shifts.log_prior.reshape(count, n_shifts)[:, :, None]
         base = (n_shifts * width * xp.arange(count, dtype=np.int64)[:, None] + xp.arange(width)).ravel()
         particle = xp.repeat(xp.arange(count, dtype=np.int32), width)
         start = n_shifts * width * np.arange(count + 1)
-        yield _normalised(engine, entries, particle, scores.reshape(-1), base, width, start, shift_prior)
+        yield _normalised(engine, entries, particle, scores.reshape(-1), base, width, start, shifts)
         tick(count / len(batch))
 
 
@@ -123,8 +143,8 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     used, number = entries.shifts_in_use()
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[used])
     prior = _entry_prior(engine, level.grid, entries, batch.centre, rows)
-    shift_prior = _shift_prior(engine, batch, level.fine_shifts, entries)
-    shift_start, shift = engine.put(entries.shift_start, np.int32), engine.put(number[entries.shift], np.int32)
+    shifts = ShiftsThere.of(engine, batch, level, entries)
+    among = engine.put(number, np.int32)[shifts.number]  # of the phases
     masked, weight = engine.scored(batch, level.radius)
     scores = xp.empty(int(entries.out[-1]), engine.real)
     tiles = best_tile(np.diff(entries.start), entries.width, n)  # whatever the pieces: the same sums from run to run
@@ -134,21 +154,20 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
         rotated = projector.rotate(cube, turns_of(level.grid, search.perturbation, rows.orientation[piece]))
         rotated[:, int(projector.place[0])] = 0  # k = 0, as above
         start = np.searchsorted(entries.particle[mine], np.arange(len(batch) + 1))
-        columns = (
-            engine.put(start, np.int32), engine.put(rows.of_entry[mine] - piece.start, np.int32),
-            engine.put(entries.out[:-1][mine], np.int64), prior[engine.put(mine, np.int64)],
-        )  # fmt: skip
-        for tile in SCORE_COST:
+        there, *columns = device.put_all(
+            mine, start.astype(np.int32), (rows.of_entry[mine] - piece.start).astype(np.int32), entries.out[:-1][mine]
+        )
+        for tile in np.unique(tiles).tolist():
             who = np.flatnonzero(tiles == tile)
-            blocks = score_blocks(who, np.diff(start)[who], entries.width[who], tile)
+            blocks = device.put(score_blocks(who, np.diff(start)[who], entries.width[who], tile))
             device.kernels.score(
-                rotated, masked, weight, phases, device.put(blocks), *columns, shift_start, shift, shift_prior, scores,
+                rotated, masked, weight, phases, blocks, *columns, prior[there], shifts.start, among, shifts.log_prior, scores,
                 tile=tile,
             )  # fmt: skip
         tick((piece.stop - piece.start) / len(rows.orientation))
     start = entries.out[entries.start]
     particle, base = engine.put(entries.particle, np.int32), engine.put(entries.out[:-1], np.int64)
-    return _normalised(engine, entries, particle, scores, base, 1, start, shift_prior)
+    return _normalised(engine, entries, particle, scores, base, 1, start, shifts)
 
 
 def best_tile(entries: np.ndarray, shifts: np.ndarray, n_voxels: int) -> np.ndarray:
@@ -194,29 +213,17 @@ def _entry_prior(engine: Engine, grid: OrientationGrid, entries: Entries, centre
     return out.astype(engine.real)
 
 
-def _shift_prior(engine: Engine, batch: DeviceBatch, fine: bool, entries: Entries, first: int = 0) -> Any:
-    """Log prior of each particle's shifts, `(t,)` on the device; see `Search.log_offset`. `first`: number of the entries' first
-    particle."""
-    search, mine = engine.search, slice(first, first + entries.n_particles)
-    away, shifts, particle, shift = engine.device.put_all(
-        batch.offsets[mine] - batch.offset_priors[mine], search.shifts(fine), entries.shift_particle.astype(np.int32),
-        entries.shift.astype(np.int32),
-    )  # fmt: skip
-    squares = (away[particle] + shifts[shift]) ** 2
-    return (squares.sum(1) * (-0.5 / search.sigma_offset**2)).astype(engine.real)
-
-
 # weights -----------------------------------------------------------------------------------------------------------------
 
 
 def _normalised(
-    engine: Engine, entries: Entries, particle: Any, scores: Any, base: Any, stride: int, start: np.ndarray, shift_prior: Any
+    engine: Engine, entries: Entries, particle: Any, scores: Any, base: Any, stride: int, start: np.ndarray, shifts: ShiftsThere
 ) -> Scored:
     device, xp, p = engine.device, engine.device.xp, entries.n_particles
     peak, total, best = xp.empty(p, np.float64), xp.empty(p, np.float64), xp.empty(p, np.int64)
     device.kernels.normalise(scores, engine.put(start, np.int64), peak, total, best)
     found = (device.get(array) for array in (peak, total, best))
-    return Scored(entries, particle, scores, base, stride, start, shift_prior, *found)
+    return Scored(entries, particle, scores, base, stride, start, shifts, *found)
 
 
 def _significant(engine: Engine, level: Level, scored: Scored, *, last: bool) -> Significant:
@@ -227,16 +234,16 @@ def _significant(engine: Engine, level: Level, scored: Scored, *, last: bool) ->
     limit = xp.empty(entries.n_particles, engine.real)
     target = engine.put(search.adaptive_fraction * scored.total, np.float64)
     device.kernels.threshold(scored.weights, engine.put(scored.start, np.int64), target, cap, limit)
-    z = engine.lines(level.fine_shifts).place[entries.shift, 2]
-    shift_start, shift, z = device.put_all(entries.shift_start.astype(np.int32), entries.shift.astype(np.int32), z)
-    where = (scored.base, scored.stride, scored.particle, shift_start)
+    shifts = scored.shifts
+    z = device.put(engine.lines(level.fine_shifts).place[:, 2])[shifts.number]
+    where = (scored.base, scored.stride, scored.particle, shifts.start)
     total = engine.put(scored.total, np.float64)
     (count, planes), (mass, moment) = xp.empty((2, m), np.int32), xp.empty((2, m), np.float64)
-    device.kernels.entry_sums(scored.weights, *where, z, scored.shift_prior, limit, total, count, planes, mass, moment)
+    device.kernels.entry_sums(scored.weights, *where, z, shifts.log_prior, limit, total, count, planes, mass, moment)
     end = xp.cumsum(count, dtype=np.int64)
     n, start = int(end[-1]), end - count
     sample_shift, weight = xp.empty(n, np.int32), xp.empty(n, engine.real)
-    device.kernels.samples(scored.weights, *where, shift, limit, total, start, sample_shift, weight)
+    device.kernels.samples(scored.weights, *where, shifts.number, limit, total, start, sample_shift, weight)
     kept = xp.flatnonzero(count)  # few of many: only these leave the device
     parts = (device.get(array[kept]) for array in (count, planes, mass, moment, start))
     return Significant(
