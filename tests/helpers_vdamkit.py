@@ -205,7 +205,7 @@ def grid_row(search, reference, r: int) -> np.ndarray:
     projector, grid = search.projector(level.radius), level.grid
     direction, psi = divmod(int(r), grid.n_psi)
     tilt = grid.tilts(search.perturbation)[direction]
-    slab = projector.tilt(reference, *projector.tilt_operators(tilt[None]))
+    slab = projector.tilt(reference, tilt[None])[0]
     planes = projector.spin(slab, float(grid.psis[psi]))
     return projector.on_ball(planes, 0, np.empty(len(projector.ball), projector.complex))
 

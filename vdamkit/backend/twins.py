@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from vdamkit.imaging.projector import trilinear
+from vdamkit.imaging.trilinear import corners
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
 # by the rotations, and shifts, that a block of `score` takes: time per pair of them and voxel, and how many voxels its
@@ -26,7 +26,7 @@ def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
     source `(3, m)` the needed points of a cylinder; source_at `(m,)` their places in a slab; slabs `(d, slab size)` complex.
     """
     for turn, slab in zip(turns, slabs, strict=True):
-        indices, weights, sign = trilinear(turn.T @ source, half_width)
+        indices, weights, sign = corners(turn.T @ source, half_width)
         real, imaginary = ((part[indices] * weights).sum(1) for part in cube)
         slab[source_at] = real + 1j * imaginary * sign
 
@@ -39,7 +39,7 @@ def tilt_adjoint(slabs, slab_weights, turns, owner, source, source_at, half_widt
     """
     for h in range(2):
         for turn, mine, slab, weight in zip(turns, owner, slabs[h], slab_weights[h], strict=True):
-            indices, weights, sign = trilinear(turn.T @ source, half_width)
+            indices, weights, sign = corners(turn.T @ source, half_width)
             values = (slab[source_at].real, slab[source_at].imag * sign, weight[source_at])
             for row, value, scale in zip(sums[mine, h], values, (scales[0], scales[0], scales[1]), strict=True):
                 np.add.at(row, indices, np.rint(scale * weights * value[:, None].astype(np.float64)).astype(np.int64))
@@ -55,7 +55,7 @@ def tilt_back(slabs, turns, points, half_width: int, depth: int, width: int, sum
     y, x, z = (a.ravel() - b for a, b in zip(np.indices((width, width, depth)), (width // 2, width // 2, 0), strict=True))
     for turn, slab in zip(turns, slabs, strict=True):
         used = np.flatnonzero(slab.any((1, 2)))
-        indices, weights, sign = trilinear(turn.T @ np.stack([x, y, z])[:, used].astype(turn.dtype), half_width)
+        indices, weights, sign = corners(turn.T @ np.stack([x, y, z])[:, used].astype(turn.dtype), half_width)
         for h in range(2):
             for row, value in zip(sums[h], (slab[used, h, 0], slab[used, h, 1] * sign, slab[used, h, 2]), strict=True):
                 np.add.at(row, indices, weights * value[:, None].astype(np.float64))

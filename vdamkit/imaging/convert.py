@@ -19,7 +19,8 @@ from vdamkit.backend.device import HOST, Device
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.imaging.halfball import HalfBall, gather_half_ball, half_ball
 from vdamkit.imaging.masks import blend_outside, soft_sphere
-from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, trilinear, waves
+from vdamkit.imaging.projector import PAD, PaddedGrid, waves
+from vdamkit.imaging.trilinear import SCRATCH, corners, csr_rows, transposed
 from vdamkit.io.particle import Optics, TiltStack, Volume
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean: below it a voxel of a pseudo-subtomogram counts as not measured
@@ -163,8 +164,8 @@ def _from_stack(stack: TiltStack, options: ImagingOptions) -> HalfBallParticle:
     factors = insertion_factors(optics, plane, options)
     lift = (factors.data if optics.premultiplied else transfer * factors.data).astype(real)
     turns = stack.rotations.transpose(2, 0, 1).reshape(-1, 3)  # (i, f): column i of each rotation, so A^T k
-    indices, weights, sign = trilinear((turns @ plane.at).reshape(3, -1).astype(real), grid.half_width)
-    back = csr_rows(indices, weights, grid.size).T
+    indices, weights, sign = corners((turns @ plane.at).reshape(3, -1).astype(real), grid.half_width, SCRATCH)
+    back = transposed(csr_rows(indices, weights, grid.size))
     cubes = np.empty((3, grid.size), np.result_type(real, np.complex64))
     for cube, version in zip(cubes, (blend_outside(images, mask), images), strict=False):
         along_x = (version @ plane.along_x).view(cubes.dtype)

@@ -14,62 +14,18 @@ direct trilinear interpolation without padding, RELION's choice in this job, by 
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from vdamkit.backend.device import HOST, Device
 from vdamkit.imaging.halfball import half_ball
+from vdamkit.imaging.trilinear import SCRATCH, corners, csr_rows, transposed
 
 PAD = 2  # real-space padding of the sampled transform
 TAPS = 4  # taps per axis of the in-plane interpolation
 PASSBAND = 0.30  # of the box: extent (±) for which the in-plane weights are optimal
-
-
-def trilinear(coordinates: np.ndarray, half_width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Corners and weights of trilinear interpolation in the half cube kx >= 0.
-
-    Parameters
-    ----------
-    coordinates: `(3, n)` float, rows x, y, z in voxels of the cube.
-    half_width: the cube spans ±half_width in y and z, and 0 … half_width + 1 in x.
-
-    Returns
-    -------
-    indices `(n, 8)` int32 into the flattened zyx cube, weights `(n, 8)`, sign `(n,)`: -1 where the Friedel mate was
-    taken, so that the imaginary part changes sign.
-    """
-    dtype = coordinates.dtype
-    sign = np.where(coordinates[0] < 0, dtype.type(-1), dtype.type(1))
-    at = coordinates * sign
-    floor = np.floor(at)
-    fx, fy, fz = at - floor
-    gx, gy, gz = 1 - fx, 1 - fy, 1 - fz
-    x, y, z = floor.astype(np.int32)
-    width, row = 2 * half_width + 1, half_width + 2
-    base = ((z + half_width) * width + y + half_width) * row + x
-    n = len(base)
-    indices, weights = np.empty((n, 8), np.int32), np.empty((n, 8), dtype)
-    # neighbours along x are written in pairs: one 64-bit sum holds both 32-bit indices
-    pair, pairs = np.int64(2**32 + 1), indices.view(np.int64)
-    base = base * pair + np.int64(2**32 if sys.byteorder == "little" else 1)
-    for j, (wz, wy, offset) in enumerate(((gz, gy, 0), (gz, fy, row), (fz, gy, row * width), (fz, fy, row * width + row))):
-        weight = wz * wy
-        np.multiply(weight, gx, out=weights[:, 2 * j])
-        np.multiply(weight, fx, out=weights[:, 2 * j + 1])
-        np.add(base, offset * pair, out=pairs[:, j])
-    return indices, weights, sign
-
-
-def csr_rows(indices: np.ndarray, weights: np.ndarray, n_columns: int) -> Any:
-    """Sparse matrix with the same number of entries in every row."""
-    n, per_row = indices.shape
-    pointer = np.arange(0, n * per_row + 1, per_row, dtype=np.int32)
-    return scipy.sparse.csr_matrix((weights.ravel(), indices.ravel(), pointer), shape=(n, n_columns))
 
 
 def waves(frequencies: np.ndarray, positions: np.ndarray, period: float, dtype) -> np.ndarray:
@@ -156,19 +112,6 @@ def mean_absolute_sum() -> float:
     return float(np.abs(_least_squares_taps((np.arange(256) + 0.5) / 256)).sum(1).mean() ** 2)
 
 
-@dataclass(frozen=True)
-class Tilt:
-    """Trilinear corners of one direction's cylinder in the half cube (see :func:`trilinear`)."""
-
-    indices: np.ndarray  # (n, 8) int32
-    weights: np.ndarray  # (n, 8)
-    sign: np.ndarray  # (n,)
-
-    @property
-    def nbytes(self) -> int:
-        return self.indices.nbytes + self.weights.nbytes + self.sign.nbytes
-
-
 class Projector:
     """Rotates references of side `box` into half-balls of `radius`, and scatters half-balls back.
 
@@ -205,7 +148,7 @@ class Projector:
 
     @property
     def directions_at_once(self) -> int:
-        """Directions whose operators are made together: enough points for threads to work side by side, few for the cache."""
+        """Directions that are tilted together: enough points for threads to work side by side, few for the cache."""
         return max(1, round(80_000 / self.source.shape[1]))
 
     def prepare(self, volume: np.ndarray) -> Any:
@@ -214,45 +157,41 @@ class Projector:
 
     # tilt: one direction, every psi -----------------------------------------------------------------------------
 
-    def tilt_operators(self, directions: np.ndarray) -> list[Tilt]:
-        """Operators of the parts ``D`` `(d, 3, 3)` of rotations ``Rz(psi) @ D``, one for each."""
-        n, out = len(self.source_at), []
-        for first in range(0, len(directions), self.directions_at_once):
-            some = directions[first : first + self.directions_at_once]
-            turns = (PAD * some.transpose(2, 0, 1)).reshape(-1, 3).astype(self.dtype)  # row (i, d): column i of D
-            corners = trilinear((turns @ self.source).reshape(3, -1), self.grid.half_width)
-            out += [Tilt(*(array[j * n : (j + 1) * n] for array in corners)) for j in range(len(some))]
-        return out
-
-    def _matrix(self, tilts: list[Tilt]) -> tuple[Any, Any]:
-        """Sparse matrix of tilts one below the other, and their Friedel signs."""
-        indices, weights, sign = (
-            getattr(tilts[0], name) if len(tilts) == 1 else np.concatenate([getattr(t, name) for t in tilts])
-            for name in ("indices", "weights", "sign")
-        )
+    def _operator(self, directions: np.ndarray) -> tuple[Any, Any]:
+        """Sparse matrix that reads the padded cube on the cylinders of some directions, one below the other, and the Friedel
+        signs of its rows; both last until this thread makes the next."""
+        turns = (PAD * directions.transpose(2, 0, 1)).reshape(-1, 3).astype(self.dtype)  # row (i, d): column i of D
+        points = np.matmul(turns, self.source, out=SCRATCH.empty("points", (len(turns), self.source.shape[1]), self.dtype))
+        indices, weights, sign = corners(points.reshape(3, -1), self.grid.half_width, SCRATCH)
         return csr_rows(indices, weights, self.grid.size), sign
 
-    def tilt(self, reference: Any, tilt: Tilt) -> Any:
-        """The reference on the cylinder of one direction, `(width², 2 radius)`, real and imaginary parts interleaved."""
-        matrix, sign = self._matrix([tilt])
-        slab = np.zeros((self.width**2 * self.radius, 2), self.dtype)
-        slab[self.source_at, 0] = matrix @ reference[0]
-        slab[self.source_at, 1] = matrix @ reference[1] * sign
-        return slab.reshape(self.width**2, 2 * self.radius)
+    def tilt(self, reference: Any, directions: np.ndarray) -> Any:
+        """The reference on the cylinders of some directions, `(d, width², 2 radius)`, real and imaginary parts interleaved.
 
-    def tilt_adjoint(self, tilts: list[Tilt], slabs: list[Any], weights: list[Any] | None = None) -> Any:
-        """Adjoint of :meth:`tilt`, summed over some: slabs `(width², 2 radius)` each → `(2, grid.size)`.
+        directions: the parts ``D`` `(d, 3, 3)` of rotations ``Rz(psi) @ D``; not many more than `directions_at_once`.
+        """
+        matrix, sign = self._operator(directions)
+        values = SCRATCH.empty("values", (len(sign),), self.complex)
+        values.real = matrix @ reference[0]
+        np.multiply(matrix @ reference[1], sign, out=values.imag)
+        slabs = np.zeros((len(directions), self.width**2 * self.radius), self.complex)
+        slabs[:, self.source_at] = values.reshape(len(directions), -1)
+        return slabs.view(self.dtype).reshape(len(directions), self.width**2, -1)
+
+    def tilt_adjoint(self, directions: np.ndarray, slabs: list[Any], weights: list[Any] | None = None) -> Any:
+        """Adjoint of :meth:`tilt`, summed over its directions: slabs `(width², 2 radius)` each → `(2, grid.size)`.
 
         With `weights` `(width², radius)` each, which have no phase, a third row: their own scattered sums.
         """
-        matrix, sign = self._matrix(tilts)
+        matrix, sign = self._operator(directions)
         columns = [np.concatenate([slab.reshape(-1, 2)[self.source_at, part] for slab in slabs]) for part in (0, 1)]
         columns[1] *= sign
         if weights is not None:
             columns.append(np.concatenate([weight.reshape(-1)[self.source_at] for weight in weights]))
+        back = transposed(matrix)
         out = np.empty((len(columns), self.grid.size), self.dtype)
         for row, column in zip(out, columns, strict=True):
-            row[:] = matrix.T @ column
+            row[:] = back @ column
         return out
 
     # spin: psi ----------------------------------------------------------------------------------------------------
@@ -327,19 +266,19 @@ class Projector:
         Source: RELION projector.cpp:rotate3D (trilinear there, see the module's text).
         """
         direction, psi = split_spin(rotation)
-        slab = self.tilt(reference, *self.tilt_operators(direction[None]))
+        slab = self.tilt(reference, direction[None])[0]
         return self.on_ball(self.spin(slab, psi), 0, np.empty(len(self.ball), self.complex))
 
     def adjoint(self, rotation: np.ndarray, values: Any) -> Any:
         """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(2, grid.size)`."""
         direction, psi = split_spin(rotation)
-        return self.tilt_adjoint(self.tilt_operators(direction[None]), [self.spin_adjoint([(0, values)], psi)])
+        return self.tilt_adjoint(direction[None], [self.spin_adjoint([(0, values)], psi)])
 
     def scatter(self, rotation: np.ndarray, values: Any, weight: Any) -> Any:
         """:meth:`adjoint` of `values` and, as a third row, the sums of `weight`: `(3, grid.size)`."""
         direction, psi = split_spin(rotation)
-        tilts = self.tilt_operators(direction[None])
-        return self.tilt_adjoint(tilts, [self.spin_adjoint([(0, values)], psi)], [self.spread_weight([(0, weight)], psi)])
+        slab, spread = self.spin_adjoint([(0, values)], psi), self.spread_weight([(0, weight)], psi)
+        return self.tilt_adjoint(direction[None], [slab], [spread])
 
 
 def split_spin(rotation: np.ndarray) -> tuple[np.ndarray, float]:

@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.projector import Projector, Tilt
-from vdamkit.sampling.orientations import OrientationGrid
+from vdamkit.imaging.projector import Projector
 from vdamkit.vdam.posterior import interleaved, rotate_rows, turns_by_direction
 from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
 LANE_BYTES = 2**28  # of all lanes' cubes together
-AT_ONCE = 8  # directions scattered together
 CACHE_BYTES = 2**23  # of one worker's images, references and sums of some voxels
 
 
@@ -55,20 +53,20 @@ class RawBatch:
 class Lane:
     """Sums of some groups of rotations, formed one after the other by one worker.
 
-    Slabs wait until there are AT_ONCE of a class and half: scattering them together saves passes over the cube.
+    Slabs wait until there are some of a class and half: scattering them together saves passes over the cube.
     """
 
     def __init__(self, projector: Projector):
         self.projector = projector
         self.cubes: dict[tuple[int, int], Any] = {}  # (class, half) -> (3, size)
         self.noise: dict[int, np.ndarray] = {}  # optics group -> (n_shells,)
-        self._waiting: dict[tuple[int, int], list[tuple[Tilt, Any, Any]]] = {}
+        self._waiting: dict[tuple[int, int], list[tuple[np.ndarray, Any, Any]]] = {}
 
-    def add(self, key: tuple[int, int], tilt: Tilt, slab: Any, weight: Any) -> None:
-        """Sums on the cylinder of one direction, for a class and half."""
+    def add(self, key: tuple[int, int], direction: np.ndarray, slab: Any, weight: Any) -> None:
+        """Sums on the cylinder of one direction `(3, 3)`, for a class and half."""
         waiting = self._waiting.setdefault(key, [])
-        waiting.append((tilt, slab, weight))
-        if len(waiting) == AT_ONCE:
+        waiting.append((direction, slab, weight))
+        if len(waiting) == 2 * self.projector.directions_at_once:
             self._scatter(key)
 
     def finish(self) -> Lane:
@@ -80,7 +78,8 @@ class Lane:
         waiting = self._waiting[key]
         if not waiting:
             return
-        cube = self.projector.tilt_adjoint(*(list(column) for column in zip(*waiting, strict=True)))
+        directions, slabs, weights = zip(*waiting, strict=True)
+        cube = self.projector.tilt_adjoint(np.stack(directions), slabs, weights)
         if key in self.cubes:
             self.cubes[key] += cube
         else:
@@ -184,7 +183,7 @@ def _group_sums(
     """Residuals of one group of rotations and one pseudo-half, and noise terms, added to a lane."""
     level, ball, real = search.levels[-1], projector.ball, projector.dtype
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
-    rows, tilts = _rotated(search, projector, key[:2], union)
+    rows = _rotated(search, projector, key[:2], union)
     by_optics: dict[int, list] = {}
     for i, block in members:
         by_optics.setdefault(int(raw.optics[i]), []).append((i, block))
@@ -208,30 +207,30 @@ def _group_sums(
         data[:, v] -= total[:, v] * model
     for part, residual in zip(parts, noise, strict=True):
         lane.noise[part.optics] = lane.noise.get(part.optics, 0) + ball.shell_sums(residual * ball.weight)
-    _spin_back(projector, level.grid, union, data, np.maximum(total, 0), tilts, (key[0], key[2]), lane)
+    _spin_back(search, projector, union, data, np.maximum(total, 0), (key[0], key[2]), lane)
 
 
-def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> tuple[Any, dict[int, Tilt]]:
+def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> Any:
     """References at orientations `union` of a group: what the E-step kept, or computed again."""
     if key in search.kept:
-        orientations, rows, tilts, _ = search.kept[key]
-        return rows if len(rows) == len(union) else rows[np.searchsorted(orientations, union)], tilts
-    level, tilts = search.levels[-1], {}
-    reference = search.prepared(level.radius)[key[0]]
-    return rotate_rows(projector, reference, level.grid, search.perturbation, union, tilts), tilts
+        orientations, rows = search.kept[key]
+        return rows if len(rows) == len(union) else rows[np.searchsorted(orientations, union)]
+    level = search.levels[-1]
+    return rotate_rows(projector, search.prepared(level.radius)[key[0]], level.grid, search.perturbation, union)
 
 
 def _spin_back(
-    projector: Projector, grid: OrientationGrid, union: np.ndarray, data: Any, total: Any, tilts: dict[int, Tilt],
-    key: tuple[int, int], lane: Lane,
+    search: Search, projector: Projector, union: np.ndarray, data: Any, total: Any, key: tuple[int, int], lane: Lane
 ) -> None:  # fmt: skip
     """Rows summed over psi on the cylinder of their direction, and handed to the lane."""
-    for direction, spins in zip(*turns_by_direction(grid, union), strict=True):
+    grid = search.levels[-1].grid
+    present, turns = turns_by_direction(grid, union)
+    for direction, spins in zip(grid.tilts(search.perturbation, present), turns, strict=True):
         slab = weight = 0
         for psi, members in spins.items():
             slab = slab + projector.spin_adjoint([(quarter, data[j]) for quarter, j in members], psi)
             weight = weight + projector.spread_weight([(quarter, total[j]) for quarter, j in members], psi)
-        lane.add(key, tilts[int(direction)], slab, weight)
+        lane.add(key, direction, slab, weight)
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ def _rotated(volume: np.ndarray, projector: Projector, backend: Backend, rotatio
             cube = projector.prepare(volume)
 
             def rotate(rotation: np.ndarray) -> np.ndarray:  # all of it as a tilt, as on a device
-                slab = projector.tilt(cube, *projector.tilt_operators(rotation[None]))
+                slab = projector.tilt(cube, rotation[None])[0]
                 return projector.on_ball(projector.spin(slab, 0.0), 0, np.empty(len(projector.ball), projector.complex))
 
             return np.stack(backend.map(rotate, many))

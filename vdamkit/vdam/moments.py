@@ -17,7 +17,8 @@ from vdamkit.imaging.fsc import points_fsc
 from vdamkit.imaging.group_mean import group_mean
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import EDGE, soft_sphere, soften_corners
-from vdamkit.imaging.projector import PAD, PaddedGrid, csr_rows, points_within, trilinear
+from vdamkit.imaging.projector import PAD, PaddedGrid, points_within
+from vdamkit.imaging.trilinear import corners, csr_rows
 from vdamkit.sampling.point_groups import operators
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean of the weight (RELION: max(1, weight))
@@ -30,7 +31,7 @@ def _turn_operator(half_width: int, radius: float, matrix: bytes, dtype: str) ->
     """Sparse operator that reads a half cube at ``R K`` for all its points within `radius`, and the Friedel signs."""
     rotation = np.frombuffer(matrix).reshape(3, 3)
     points, _ = points_within(half_width, radius)
-    indices, weights, sign = trilinear((rotation @ points).astype(dtype), half_width)
+    indices, weights, sign = corners((rotation @ points).astype(dtype), half_width)
     operator = csr_rows(indices, weights, (2 * half_width + 1) ** 2 * (half_width + 2))
     operator.eliminate_zeros()  # a turn that keeps planes, or the whole grid, needs a half or an eighth of the corners
     return operator, sign

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.projector import Projector, Tilt
+from vdamkit.imaging.projector import Projector
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
 
@@ -30,25 +30,23 @@ WASTE = 8  # scores that one product may have for each that is wanted, before pa
 
 
 def rotate_rows(
-    projector: Projector, reference: Any, grid: OrientationGrid, perturbation: float, orientations: np.ndarray,
-    tilts: dict[int, Tilt] | None = None,
+    projector: Projector, reference: Any, grid: OrientationGrid, perturbation: float, orientations: np.ndarray
 ) -> Any:  # fmt: skip
-    """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending.
-
-    `tilts`, if given, is filled with the operator of each direction that was used.
-    """
+    """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending."""
     rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
     present, turns = turns_by_direction(grid, orientations)
-    made = projector.tilt_operators(grid.tilts(perturbation, present))
-    for tilt, spins in zip(made, turns, strict=True):
-        slab = projector.tilt(reference, tilt)
-        for psi, members in spins.items():
-            planes = projector.spin(slab, psi)
-            for quarter, row in members:
-                projector.on_ball(planes, quarter, rows[row])
-    if tilts is not None:
-        tilts |= dict(zip(present.tolist(), made, strict=True))
+    for some in _pieces(len(present), projector.directions_at_once):
+        slabs = projector.tilt(reference, grid.tilts(perturbation, present[some]))
+        for slab, spins in zip(slabs, turns[some], strict=True):
+            for psi, members in spins.items():
+                planes = projector.spin(slab, psi)
+                for quarter, row in members:
+                    projector.on_ball(planes, quarter, rows[row])
     return rows
+
+
+def _pieces(total: int, size: int) -> list[slice]:
+    return [slice(a, min(a + size, total)) for a in range(0, total, size)]
 
 
 def turns_by_direction(
@@ -142,10 +140,6 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     return [item for part in search.backend.map(score, chunks) for item in part]
 
 
-def _pieces(total: int, size: int) -> list[slice]:
-    return [slice(a, min(a + size, total)) for a in range(0, total, size)]
-
-
 def admitted_orientations(search: Search, grid: OrientationGrid) -> np.ndarray:
     """Coarse orientations that the prior of any particle admits, ascending."""
     return np.flatnonzero(np.isfinite(_admission(search, grid, np.arange(len(grid)))).any(0))
@@ -207,10 +201,9 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     projector = search.projector(level.radius)
     n, real = len(projector.ball), projector.dtype
     union = np.unique(np.concatenate([mine for _, mine in members]))
-    tilts: dict[int, Tilt] | None = {} if level is search.levels[-1] else None
-    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union, tilts)
-    if tilts is not None:
-        search.keep(key, union, rows, tilts)
+    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union)
+    if level is search.levels[-1]:
+        search.keep(key, union, rows)
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
     members = sorted(members, key=lambda member: member[1].mean())  # neighbours have most rows in common
     particles = [i for i, _ in members]

@@ -10,7 +10,7 @@ import numpy as np
 
 from vdamkit.backend import Backend
 from vdamkit.imaging.halfball import half_ball
-from vdamkit.imaging.projector import Projector, Tilt, get_projector
+from vdamkit.imaging.projector import Projector, get_projector
 from vdamkit.sampling.orientations import OrientationGrid, angular_step, orientation_grid
 from vdamkit.sampling.priors import OrientationPrior, unique_centres
 from vdamkit.sampling.shifts import child_offsets, shift_grid
@@ -108,7 +108,7 @@ class Search:
     references: dict = field(default_factory=dict, repr=False)  # radius -> prepared references; filled on demand
     tables: dict = field(default_factory=dict, repr=False)
     lock: Any = field(default_factory=threading.Lock, repr=False)
-    kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows, tilts, bytes), for the M-step
+    kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows), for the M-step
 
     def projector(self, radius: int) -> Projector:
         return get_projector(self.box, radius, self.dtype)
@@ -142,11 +142,10 @@ class Search:
                 known[missing] = True
         return table
 
-    def keep(self, key: tuple, orientations: np.ndarray, rows: Any, tilts: dict[int, Tilt]) -> None:
+    def keep(self, key: tuple, orientations: np.ndarray, rows: Any) -> None:
         """Keep a group's rotated references for the M-step while there is room; without them it computes them again."""
-        size = rows.nbytes + sum(tilt.nbytes for tilt in tilts.values())
-        if size + sum(item[3] for item in list(self.kept.values())) <= KEPT_BYTES:
-            self.kept[key] = (orientations, rows, tilts, size)
+        if rows.nbytes + sum(kept.nbytes for _, kept in list(self.kept.values())) <= KEPT_BYTES:
+            self.kept[key] = (orientations, rows)
 
     def log_offset(self, batch: Batch, i: int, fine: bool, subset: np.ndarray) -> np.ndarray:
         """Log prior of particle i's offset (last offset + shift); centred on rlnOrigin*Prior or 0, in Å as it should
