@@ -206,8 +206,9 @@ class Projector:
         first = floor - (TAPS // 2 - 1) + self.width // 2
         return first[..., 1] * self.width + first[..., 0], wx, wy
 
-    def spin_matrix(self, psi: float) -> tuple[Any, Any]:
-        """Sparse operator of the turn by `psi` degrees, and the one of its absolute values; kept for the grids' angles."""
+    def spin_matrices(self, psi: float) -> tuple[Any, Any, Any]:
+        """Sparse operators of the turn by `psi` degrees: itself, its transpose, and the transpose of its absolute values; kept
+        for the grids' angles."""
         made = self._spins.get(psi)
         if made is None:
             if len(self._spins) > 1024:
@@ -217,16 +218,15 @@ class Projector:
             columns = first[:, None, None] + taps[:, None] * self.width + taps
             weights = (wy[:, :, None] * wx[:, None, :]).astype(self.dtype).reshape(len(first), -1)
             columns = columns.reshape(len(first), -1).astype(np.int32)
-            absolute = np.abs(weights) / mean_absolute_sum()
-            made = self._spins[psi] = tuple(
-                csr_rows(columns, values.astype(self.dtype), self.width**2) for values in (weights, absolute)
-            )
+            absolute = (np.abs(weights) / mean_absolute_sum()).astype(self.dtype)
+            turn, spread = (csr_rows(columns, values, self.width**2) for values in (weights, absolute))
+            made = self._spins[psi] = (turn, transposed(turn), transposed(spread))
         return made
 
     def spin(self, slab: Any, psi: float) -> Any:
         """A cylinder `(width², 2 radius)` turned by psi degrees, on the planes of the half-ball `(discs × radius,)` complex;
         :meth:`on_ball` reads it."""
-        return (self.spin_matrix(psi)[0] @ slab).reshape(-1).view(self.complex)
+        return (self.spin_matrices(psi)[0] @ slab).reshape(-1).view(self.complex)
 
     def on_ball(self, planes: Any, quarter: int, out: Any) -> Any:
         """Turned planes on the half-ball, after `quarter` more quarter turns, into `out` `(n,)` complex.
@@ -238,7 +238,7 @@ class Projector:
     def spin_adjoint(self, values: list[tuple[int, Any]], psi: float) -> Any:
         """Adjoint of :meth:`spin` and :meth:`on_ball`: values of some quarter turns → `(width², 2 radius)`."""
         planes = self._planes(values, self.complex).view(self.dtype)
-        return self.spin_matrix(psi)[0].T @ planes.reshape(len(self.disc), -1)
+        return self.spin_matrices(psi)[1] @ planes.reshape(len(self.disc), -1)
 
     def spread_weight(self, weights: list[tuple[int, Any]], psi: float) -> Any:
         """Sums of weights, `(n,)` real each, over the voxels they bear on: `(width², radius)`.
@@ -247,7 +247,7 @@ class Projector:
         sums would blow up where strong neighbours cancel a weak voxel's own weight. Absolute sums make the division a
         Jacobi preconditioner that bounds every step; they are scaled to be right on average.
         """
-        return self.spin_matrix(psi)[1].T @ self._planes(weights, self.dtype).reshape(len(self.disc), -1)
+        return self.spin_matrices(psi)[2] @ self._planes(weights, self.dtype).reshape(len(self.disc), -1)
 
     def _planes(self, values: list[tuple[int, Any]], kind: Any) -> Any:
         planes = np.zeros(len(self.disc) * self.radius, kind)

@@ -6,6 +6,7 @@ that makes one operator after the other does so in the same memory (:class:`Scra
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from typing import Any
@@ -22,7 +23,7 @@ class Scratch(threading.local):
 
     def empty(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """As `numpy.empty`, from the memory that is kept by this name."""
-        size, key = int(np.prod(shape)), (name, np.dtype(dtype))
+        size, key = math.prod(shape), (name, dtype)
         kept = self._arrays.get(key)
         if kept is None or len(kept) < size:
             kept = self._arrays[key] = np.empty(size, dtype)

@@ -17,6 +17,12 @@ def angular_step(order: int) -> float:
     return 60.0 / 2**order
 
 
+@lru_cache(maxsize=8)
+def _perturbing(angle: float) -> np.ndarray:
+    """``A(δ, δ, δ)``, `(3, 3)`, which every group of orientations asks for again."""
+    return euler_to_matrix([angle] * 3)
+
+
 @dataclass(frozen=True)
 class OrientationGrid:
     """Directions of one asymmetric unit × psi angles. Orientation ``r`` is direction ``r // n_psi``, psi ``r % n_psi``."""
@@ -73,7 +79,7 @@ class OrientationGrid:
         (RELION healpix_sampling.cpp:getOrientations).
         """
         base = self._tilt_matrices if subset is None else self._tilt_matrices[subset]
-        return base @ euler_to_matrix([perturbation] * 3)
+        return base @ _perturbing(perturbation)
 
     def rotations(self, perturbation: float = 0.0, subset: np.ndarray | None = None) -> np.ndarray:
         """Rotation matrices `(n, 3, 3)` of all orientations, or of those in `subset`."""

@@ -152,7 +152,7 @@ class TurnedCopies:
 
     def turns(self, angles: Sequence[float]) -> Any:
         """What :meth:`about` needs of some angles, degrees: the projector's spins by 0 and by each of them, as one matrix."""
-        return scipy.sparse.vstack([self._projector.spin_matrix(angle)[0] for angle in (0.0, *angles)], format="csr")
+        return scipy.sparse.vstack([self._projector.spin_matrices(angle)[0] for angle in (0.0, *angles)], format="csr")
 
     def about(self, axes: np.ndarray, turns: Any) -> np.ndarray:
         """Correlation with copies turned about axes (m, 3) xyz, each at its best shift: `(m, angles)` of :meth:`turns`.

@@ -35,8 +35,9 @@ def rotate_rows(
     """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending."""
     rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
     present, turns = turns_by_direction(grid, orientations)
+    directions = grid.tilts(perturbation, present)
     for some in _pieces(len(present), projector.directions_at_once):
-        slabs = projector.tilt(reference, grid.tilts(perturbation, present[some]))
+        slabs = projector.tilt(reference, directions[some])
         for slab, spins in zip(slabs, turns[some], strict=True):
             for psi, members in spins.items():
                 planes = projector.spin(slab, psi)
