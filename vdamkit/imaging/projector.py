@@ -14,6 +14,7 @@ direct trilinear interpolation without padding, RELION's choice in this job, by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -177,6 +178,11 @@ class Projector:
         slabs = np.zeros((len(directions), self.width**2 * self.radius), self.complex)
         slabs[:, self.source_at] = values.reshape(len(directions), -1)
         return slabs.view(self.dtype).reshape(len(directions), self.width**2, -1)
+
+    def tilts(self, reference: Any, directions: np.ndarray) -> Iterator[Any]:
+        """:meth:`tilt` for any number of directions, `(width², 2 radius)` each."""
+        for first in range(0, len(directions), self.directions_at_once):
+            yield from self.tilt(reference, directions[first : first + self.directions_at_once])
 
     def tilt_adjoint(self, directions: np.ndarray, slabs: list[Any], weights: list[Any] | None = None) -> Any:
         """Adjoint of :meth:`tilt`, summed over its directions: slabs `(width², 2 radius)` each → `(2, grid.size)`.

@@ -35,19 +35,13 @@ def rotate_rows(
     """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending."""
     rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
     present, turns = turns_by_direction(grid, orientations)
-    directions = grid.tilts(perturbation, present)
-    for some in _pieces(len(present), projector.directions_at_once):
-        slabs = projector.tilt(reference, directions[some])
-        for slab, spins in zip(slabs, turns[some], strict=True):
-            for psi, members in spins.items():
-                planes = projector.spin(slab, psi)
-                for quarter, row in members:
-                    projector.on_ball(planes, quarter, rows[row])
+    slabs = projector.tilts(reference, grid.tilts(perturbation, present))
+    for slab, spins in zip(slabs, turns, strict=True):
+        for psi, members in spins.items():
+            planes = projector.spin(slab, psi)
+            for quarter, row in members:
+                projector.on_ball(planes, quarter, rows[row])
     return rows
-
-
-def _pieces(total: int, size: int) -> list[slice]:
-    return [slice(a, min(a + size, total)) for a in range(0, total, size)]
 
 
 def turns_by_direction(
