@@ -107,3 +107,20 @@ def test_what_a_device_has_no_memory_for_is_done_here():
     assert or_on_host(HOST, lambda device: device) is HOST
     with pytest.raises(DeviceLost):
         or_on_host(device, lambda device: (_ for _ in ()).throw(DeviceLost("gone")))
+
+
+def test_map_raises_the_error_of_the_first_item_and_begins_no_more():
+    done = []
+
+    def work(i: int) -> int:
+        done.append(i)
+        if i in (3, 4):
+            raise ValueError(i)
+        return i
+
+    for at_once in (1, 2):
+        done.clear()
+        with pytest.raises(ValueError, match="3"):
+            Backend(2).map(work, range(1000), at_once=at_once)
+        assert len(done) < 1000
+        assert Backend(2).map(lambda i: i, range(4)) == [0, 1, 2, 3], "the workers are free again"

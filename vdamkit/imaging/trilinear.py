@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -97,8 +99,7 @@ def _steps(half_width: int) -> tuple[int, int, int]:
 def csr_rows(indices: np.ndarray, weights: np.ndarray, n_columns: int) -> Any:
     """Sparse matrix with the same number of entries in every row; it shares the arrays."""
     n, per_row = indices.shape
-    out = scipy.sparse.csr_matrix((n, n_columns), dtype=weights.dtype)
-    # given to the constructor, views of larger arrays would be copied
+    out = _empty(scipy.sparse.csr_matrix, n, n_columns, weights.dtype)
     out.data, out.indices = weights.ravel(), indices.ravel()
     out.indptr = np.arange(0, n * per_row + 1, per_row, dtype=np.int32)
     return out
@@ -106,6 +107,16 @@ def csr_rows(indices: np.ndarray, weights: np.ndarray, n_columns: int) -> Any:
 
 def transposed(matrix: Any) -> Any:
     """The transpose of a CSR matrix, which shares its arrays (`matrix.T` copies views of larger ones)."""
-    out = scipy.sparse.csc_matrix(matrix.shape[::-1], dtype=matrix.dtype)
+    out = _empty(scipy.sparse.csc_matrix, *matrix.shape[::-1], matrix.dtype)
     out.data, out.indices, out.indptr = matrix.data, matrix.indices, matrix.indptr
     return out
+
+
+def _empty(kind: Any, n_rows: int, n_columns: int, dtype: Any) -> Any:
+    """A matrix whose arrays are still to be given to it. The constructor would copy those that are views of larger ones."""
+    return copy(_template(kind, n_rows, n_columns, dtype))
+
+
+@lru_cache(maxsize=32)
+def _template(kind: Any, n_rows: int, n_columns: int, dtype: Any) -> Any:
+    return kind((n_rows, n_columns), dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,8 +123,10 @@ class Search:
 
     def shifts(self, fine: bool) -> np.ndarray:
         """Shifts in px `(n, 3)`; fine shift ``8 s + c`` is child c of coarse shift s."""
-        if not fine:
-            return self.coarse_shifts
+        return self._fine_shifts if fine else self.coarse_shifts
+
+    @cached_property
+    def _fine_shifts(self) -> np.ndarray:
         return (self.coarse_shifts[:, None] + self.child_offsets).reshape(-1, 3)
 
     def phases(self, radius: int, fine: bool, subset: np.ndarray) -> Any:
