@@ -1,7 +1,11 @@
 """Who computes: worker threads, and the process-wide settings that they hold."""
 
+import gc
 import sys
 import threading
+import time
+import weakref
+from contextlib import suppress
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -124,3 +128,30 @@ def test_map_raises_the_error_of_the_first_item_and_begins_no_more():
             Backend(2).map(work, range(1000), at_once=at_once)
         assert len(done) < 1000
         assert Backend(2).map(lambda i: i, range(4)) == [0, 1, 2, 3], "the workers are free again"
+
+
+def test_an_error_in_a_map_holds_no_arrays():
+    """Neither what other items gave nor what the failed one had; without the garbage collector."""
+
+    class Array:
+        pass
+
+    seen = []
+
+    def work(i: int) -> Array:
+        array = Array()
+        seen.append(weakref.ref(array))
+        if i == 2:
+            raise ValueError(i)
+        return array
+
+    gc.disable()
+    try:
+        with suppress(ValueError):
+            Backend(2).map(work, range(4))
+        deadline = time.monotonic() + 5  # a worker may be about to let go of what it did
+        while any(array() for array in seen) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert [array() for array in seen] == [None] * len(seen)
+    finally:
+        gc.enable()

@@ -101,8 +101,11 @@ class _Map:
             wait(workers)
         finally:
             self._todo.clear()  # after an interrupt: nobody begins another
-        if self._failed:
-            raise self._failed[min(self._failed)]
+        try:
+            if self._failed:
+                raise self._failed[min(self._failed)]
+        finally:
+            self._failed.clear()  # else error, frames and all arrays in them would hold each other
         return self._results
 
     def _work(self) -> None:
