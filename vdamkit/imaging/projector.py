@@ -3,7 +3,7 @@
 A rotation ``A = Rz(psi) · D`` (D: everything but psi) is done in two steps.
 
 *Tilt*: the map, zero-padded twice and transformed, is sampled by trilinear interpolation on a cylinder of integer
-voxels in the frame of D. That costs some 100 ns a voxel, but is shared by all psi of one direction.
+voxels in the frame of D. That costs some 50 ns a voxel, but is shared by all psi of one direction.
 
 *Spin*: psi turns every plane kz = const in the same way, so one small sparse matrix (4 × 4 taps, least-squares
 weights for an object that fills 60 % of the box) turns all planes at once, at 5 ns a voxel.
