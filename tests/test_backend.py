@@ -1,11 +1,7 @@
 """Who computes: worker threads, and the process-wide settings that they hold."""
 
-import gc
 import sys
 import threading
-import time
-import weakref
-from contextlib import suppress
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -111,47 +107,3 @@ def test_what_a_device_has_no_memory_for_is_done_here():
     assert or_on_host(HOST, lambda device: device) is HOST
     with pytest.raises(DeviceLost):
         or_on_host(device, lambda device: (_ for _ in ()).throw(DeviceLost("gone")))
-
-
-def test_map_raises_the_error_of_the_first_item_and_begins_no_more():
-    done = []
-
-    def work(i: int) -> int:
-        done.append(i)
-        if i in (3, 4):
-            raise ValueError(i)
-        return i
-
-    for at_once in (1, 2):
-        done.clear()
-        with pytest.raises(ValueError, match="3"):
-            Backend(2).map(work, range(1000), at_once=at_once)
-        assert len(done) < 1000
-        assert Backend(2).map(lambda i: i, range(4)) == [0, 1, 2, 3], "the workers are free again"
-
-
-def test_an_error_in_a_map_holds_no_arrays():
-    """Neither what other items gave nor what the failed one had; without the garbage collector."""
-
-    class Array:
-        pass
-
-    seen = []
-
-    def work(i: int) -> Array:
-        array = Array()
-        seen.append(weakref.ref(array))
-        if i == 2:
-            raise ValueError(i)
-        return array
-
-    gc.disable()
-    try:
-        with suppress(ValueError):
-            Backend(2).map(work, range(4))
-        deadline = time.monotonic() + 5  # a worker may be about to let go of what it did
-        while any(array() for array in seen) and time.monotonic() < deadline:
-            time.sleep(0.001)
-        assert [array() for array in seen] == [None] * len(seen)
-    finally:
-        gc.enable()

@@ -6,9 +6,8 @@ import os
 import sys
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,7 +53,9 @@ class Backend:
             return [result for _, result in sorted(zip(order, done, strict=True), key=lambda pair: pair[0])]
         if self.threads == 1 or len(items) <= at_once:
             return [function(item) for item in items]
-        return _Map(function, items, at_once).run(self.threads)
+        parts = [items[first : first + at_once] for first in range(0, len(items), at_once)]
+        done = _pool(self.threads).map(lambda part: [function(item) for item in part], parts)
+        return [result for part in done for result in part]
 
     def begin(self, function: Callable, items: Iterable) -> list[Future]:
         """Begin with ``function(item)`` for all items, on the worker threads, in their order."""
@@ -82,45 +83,6 @@ class Backend:
             yield
         finally:
             _QUIET.leave()
-
-
-class _Map:
-    """One :meth:`Backend.map`. A worker takes the next part as soon as it is free; who asked waits for the workers, not for
-    each part: a thread that wakes up takes the interpreter from the others."""
-
-    def __init__(self, function: Callable, items: list, at_once: int):
-        self._function, self._items, self._at_once = function, items, at_once
-        self._todo = deque(range(0, len(items), at_once))  # first items of parts
-        self._results: list = [None] * len(items)
-        self._failed: dict[int, BaseException] = {}
-
-    def run(self, threads: int) -> list:
-        """All results; or the error of the first item that has one, when the parts begun by then are done."""
-        workers = [_pool(threads).submit(self._work) for _ in range(min(threads, len(self._todo)))]
-        try:
-            wait(workers)
-        finally:
-            self._todo.clear()  # after an interrupt: nobody begins another
-        try:
-            if self._failed:
-                raise self._failed[min(self._failed)]
-        finally:
-            self._failed.clear()  # else error, frames and all arrays in them would hold each other
-        return self._results
-
-    def _work(self) -> None:
-        while self._todo:
-            try:
-                first = self._todo.popleft()
-            except IndexError:  # another was quicker
-                return
-            for i in range(first, min(first + self._at_once, len(self._items))):
-                try:
-                    self._results[i] = self._function(self._items[i])
-                except BaseException as problem:
-                    self._todo.clear()
-                    self._failed[i] = problem
-                    return
 
 
 class _Quiet:
