@@ -179,7 +179,7 @@ class Projector:
         slabs[:, self.source_at] = values.reshape(len(directions), -1)
         return slabs.view(self.dtype).reshape(len(directions), self.width**2, -1)
 
-    def tilts(self, reference: Any, directions: np.ndarray) -> Iterator[Any]:
+    def cylinders(self, reference: Any, directions: np.ndarray) -> Iterator[Any]:
         """:meth:`tilt` for any number of directions, `(width², 2 radius)` each."""
         for first in range(0, len(directions), self.directions_at_once):
             yield from self.tilt(reference, directions[first : first + self.directions_at_once])

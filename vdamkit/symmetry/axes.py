@@ -160,7 +160,7 @@ class TurnedCopies:
         An axis through a point c shifts a copy by (1 - h) c, which is perpendicular to it. So in the axis's frame, where every
         turn is one of the projector's spins, correlations are summed along z and the shifts have two coordinates.
         """
-        slabs = self._projector.tilts(self._reference, np.stack([_from_z(axis).T for axis in axes]))
+        slabs = self._projector.cylinders(self._reference, np.stack([_from_z(axis).T for axis in axes]))
         return np.array([self._in_frame(slab, turns) for slab in slabs])
 
     def _in_frame(self, slab: np.ndarray, turns: Any) -> np.ndarray:

@@ -35,7 +35,7 @@ def rotate_rows(
     """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending."""
     rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
     present, turns = turns_by_direction(grid, orientations)
-    slabs = projector.tilts(reference, grid.tilts(perturbation, present))
+    slabs = projector.cylinders(reference, grid.tilts(perturbation, present))
     for slab, spins in zip(slabs, turns, strict=True):
         for psi, members in spins.items():
             planes = projector.spin(slab, psi)
