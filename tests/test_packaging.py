@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def _conda_requirements() -> set[str]:
     text = (ROOT / "environment.yml").read_text(encoding="utf-8")
     items = {line.strip()[2:] for line in text.splitlines() if re.match(r"\s+- ", line)}
-    return items - {"conda-forge", "pip", "pip:", "-e .[notebook,viewer]", "python>=3.11"}
+    return items - {"conda-forge", "pip", "pip:", "-e .[fast,notebook,viewer]", "python>=3.11"}
 
 
 def test_the_conda_environment_asks_for_what_pyproject_asks_for():
@@ -30,7 +30,7 @@ def test_an_import_is_quick_and_brings_no_screen():
     code = (
         "import time, sys, json; began = time.perf_counter(); import vdamkit; lap = time.perf_counter() - began;"
         "import vdamkit.session;"
-        "heavy = [m for m in ('matplotlib', 'napari', 'ipywidgets', 'cupy', 'IPython') if m in sys.modules];"
+        "heavy = [m for m in ('matplotlib', 'napari', 'ipywidgets', 'cupy', 'numba', 'IPython') if m in sys.modules];"
         "print(json.dumps([lap, heavy]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
 from vdamkit.settings import Settings
-from vdamkit.vdam.posterior import dense_scores, interleaved, overlaps, rotate_rows, run_search
+from vdamkit.vdam.posterior import overlaps, run_search
 from vdamkit.vdam.search import Level, coarse_radius, is_local, plan_levels
 
 BOX, RADIUS = 16, 7
@@ -59,31 +59,6 @@ def grid_poses(search, n: int, seed: int, classes: int = 1) -> tuple[list[Pose],
 def softmax(log: np.ndarray) -> np.ndarray:
     p = np.exp(log - log.max())
     return p / p.sum()
-
-
-def test_dense_scores_are_the_likelihood():
-    """One matrix product against Re <A, b e^{-i...}> - <A, w A> / 2, term by term."""
-    search = search_of()
-    poses, _ = grid_poses(search, 3, 0)
-    batch, _ = plant(search, poses, POWER, 1)
-    projector = search.projector(RADIUS)
-    some = np.array([0, 5, 100, 101, 400, 575])
-    rows = rotate_rows(projector, search.prepared(RADIUS)[0], search.levels[0].grid, 0.0, some)
-    phases = projector.ball.phases(search.coarse_shifts, BOX, complex)
-    found = dense_scores(rows, np.abs(rows) ** 2, batch.masked[:, None] * phases, batch.weight)
-    for j, r in enumerate(some):
-        a = projector.rotate(search.prepared(RADIUS)[0], search.levels[0].grid.rotations()[r])
-        np.testing.assert_allclose(rows[j], a, atol=1e-12 * np.abs(a).max())
-        for i in range(3):
-            for s in (0, 16, 32):
-                wanted = (a.conj() * batch.masked[i] * phases[s]).real.sum() - 0.5 * (batch.weight[i] * np.abs(a) ** 2).sum()
-                assert found[j, i, s] == pytest.approx(wanted, rel=1e-9, abs=1e-9)
-
-
-def test_interleaving_gives_the_real_part_of_the_product():
-    rng = np.random.default_rng(0)
-    a, b = (rng.normal(size=(3, 5, 2)) @ [1, 1j] for _ in range(2))
-    np.testing.assert_allclose(interleaved(a, np.float64) @ interleaved(b, np.float64).T, (a.conj() @ b.T).real)
 
 
 @pytest.mark.parametrize("waste", [0, 8, 1000])

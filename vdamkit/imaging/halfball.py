@@ -70,6 +70,20 @@ def half_ball(radius: int) -> HalfBall:
     return HalfBall(radius, k, shell, weight, starts)
 
 
+@lru_cache(maxsize=8)
+def half_turn_pairs(radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of a half-ball that a half turn about z exchanges, ``(x, y)`` and ``(-x, -y)``.
+
+    Returns their places `(2, m)`, and which are alone, on the axis, `(m,)` bool: those stand in both rows.
+    """
+    x, y, z = half_ball(radius).k.T
+    place = np.zeros((radius, 2 * radius - 1, 2 * radius - 1), np.int64)
+    place[z, y, x] = np.arange(len(x))  # negative indices count from the end
+    first = (x > 0) | ((x == 0) & (y >= 0))
+    x, y, z = x[first], y[first], z[first]
+    return np.stack([place[z, y, x], place[z, -y, -x]]), (x == 0) & (y == 0)
+
+
 @dataclass(frozen=True)
 class FourierGrid:
     """The half grid of a map's Fourier transform, ``numpy.fft.rfftn`` layout: `(box, box, box//2 + 1)` zyx."""

@@ -12,6 +12,7 @@ of their probabilities with moved images; a few voxels at a time, so that all of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,40 +52,13 @@ class RawBatch:
 
 
 class Lane:
-    """Sums of some groups of rotations, formed one after the other by one worker.
-
-    Slabs wait until there are some of a class and half: scattering them together saves passes over the cube.
-    """
+    """Sums of some groups of rotations, formed one after the other by one worker."""
 
     def __init__(self, projector: Projector):
-        self.projector = projector
-        self.cubes: dict[tuple[int, int], Any] = {}  # (class, half) -> (3, size)
+        self.cubes: dict[tuple[int, int], Any] = defaultdict(  # (class, half) -> (3, size)
+            lambda: np.zeros((3, projector.grid.size), projector.dtype)
+        )
         self.noise: dict[int, np.ndarray] = {}  # optics group -> (n_shells,)
-        self._waiting: dict[tuple[int, int], list[tuple[np.ndarray, Any, Any]]] = {}
-
-    def add(self, key: tuple[int, int], direction: np.ndarray, slab: Any, weight: Any) -> None:
-        """Sums on the cylinder of one direction `(3, 3)`, for a class and half."""
-        waiting = self._waiting.setdefault(key, [])
-        waiting.append((direction, slab, weight))
-        if len(waiting) == 2 * self.projector.directions_at_once:
-            self._scatter(key)
-
-    def finish(self) -> Lane:
-        for key in self._waiting:
-            self._scatter(key)
-        return self
-
-    def _scatter(self, key: tuple[int, int]) -> None:
-        waiting = self._waiting[key]
-        if not waiting:
-            return
-        directions, slabs, weights = zip(*waiting, strict=True)
-        cube = self.projector.tilt_adjoint(np.stack(directions), slabs, weights)
-        if key in self.cubes:
-            self.cubes[key] += cube
-        else:
-            self.cubes[key] = cube
-        waiting.clear()
 
 
 def accumulate(
@@ -108,7 +82,7 @@ def accumulate(
         for key in jobs[number::n_lanes]:
             _group_sums(search, projector, batch, raw, posteriors, key, members[key], lane)
             tick(1 / len(jobs))
-        return lane.finish()
+        return lane
 
     def size(number: int) -> int:
         return sum(len(block.orientations) for key in jobs[number::n_lanes] for _, block in members[key])
@@ -222,15 +196,10 @@ def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray
 def _spin_back(
     search: Search, projector: Projector, union: np.ndarray, data: Any, total: Any, key: tuple[int, int], lane: Lane
 ) -> None:  # fmt: skip
-    """Rows summed over psi on the cylinder of their direction, and handed to the lane."""
+    """Rows scattered back into the lane's cube of their class and half."""
     grid = search.levels[-1].grid
     present, turns = turns_by_direction(grid, union)
-    for direction, spins in zip(grid.tilts(search.perturbation, present), turns, strict=True):
-        slab = weight = 0
-        for psi, members in spins.items():
-            slab = slab + projector.spin_adjoint([(quarter, data[j]) for quarter, j in members], psi)
-            weight = weight + projector.spread_weight([(quarter, total[j]) for quarter, j in members], psi)
-        lane.add(key, direction, slab, weight)
+    projector.scatter_rows(lane.cubes[key], grid.tilts(search.perturbation, present), turns, data, total)
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.projector import Projector
+from vdamkit.imaging.projector import Projector, Turns
 from vdamkit.sampling.orientations import OrientationGrid
+from vdamkit.vdam.dense import dense_scorer, interleaved, scored_energy
 from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
 
 CHUNK_BYTES = 24 * 2**20  # of one worker's score chunk
@@ -35,56 +36,22 @@ def rotate_rows(
     """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending."""
     rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
     present, turns = turns_by_direction(grid, orientations)
-    slabs = projector.cylinders(reference, grid.tilts(perturbation, present))
-    for slab, spins in zip(slabs, turns, strict=True):
-        for psi, members in spins.items():
-            planes = projector.spin(slab, psi)
-            for quarter, row in members:
-                projector.on_ball(planes, quarter, rows[row])
+    projector.rotate_rows(reference, grid.tilts(perturbation, present), turns, rows)
     return rows
 
 
-def turns_by_direction(
-    grid: OrientationGrid, orientations: np.ndarray
-) -> tuple[np.ndarray, list[dict[float, list[tuple[int, int]]]]]:  # fmt: skip
+def turns_by_direction(grid: OrientationGrid, orientations: np.ndarray) -> tuple[np.ndarray, list[Turns]]:
     """Ascending orientations by direction: its number; and by base angle, degrees, the quarter turns in use and their rows."""
     directions, psis = np.divmod(orientations, grid.n_psi)
     present, number = np.unique(directions, return_inverse=True)
-    out: list[dict[float, list[tuple[int, int]]]] = [{} for _ in present]
+    out: list[Turns] = [{} for _ in present]
     quarters, bases = grid.quarter_turns(psis)
     for row, (d, quarter, psi) in enumerate(zip(number.tolist(), quarters.tolist(), grid.psis[bases].tolist(), strict=True)):
         out[d].setdefault(psi, []).append((quarter, row))
     return present, out
 
 
-def interleaved(array: Any, real: np.dtype) -> Any:
-    """Complex `(m, n)` as real `(m, 2 n)`, so that one real matrix product gives Re Σ conj(a) b."""
-    return array.view(real).reshape(len(array), -1)
-
-
-def scored_energy(rows: Any) -> Any:
-    """``|A|²`` of rotated references `(R, n)`, without k = 0, which images have no part in: a class of another mean density
-    would pay for it."""
-    energy = rows.real**2 + rows.imag**2
-    energy[:, 0] = 0
-    return energy
-
-
 # first level: everything, dense -------------------------------------------------------------------------------------
-
-
-def dense_scores(rows: Any, energy: Any, shifted: Any, weight: Any) -> Any:
-    """Scores without priors of all rotations for some particles.
-
-    rows `(R, n)` complex, energy `(R, n)` = ``|rows|²``, shifted `(p, S, n)` complex = b × phases, weight `(p, n)`.
-    Returns `(R, p, S)` real: one matrix product of ``8 R p S n`` … (4 real multiply-adds per complex pair) operations.
-    """
-    p, s, n = shifted.shape
-    real = energy.dtype
-    scores = interleaved(rows, real) @ interleaved(shifted.reshape(p * s, n), real).T
-    scores = scores.reshape(len(rows), p, s)
-    scores -= 0.5 * (energy @ weight.T)[:, :, None]
-    return scores
 
 
 def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Callable[[float], None]) -> list:
@@ -93,33 +60,22 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     last = len(search.levels) == 1
     projector = search.projector(level.radius)
     n, real = len(projector.ball), projector.dtype
-    directions = orientations // level.grid.n_psi
-    cuts = np.flatnonzero(np.diff(directions)) + 1  # whole directions, a few for each worker
-    cuts = np.append(np.append(0, cuts)[::2], len(orientations))
-    pieces = [slice(a, b) for a, b in pairwise(cuts.tolist())]
-    jobs = [(k, piece) for k in range(len(search.volumes)) for piece in pieces]
-    prepared = search.prepared(level.radius)
-    parts = search.backend.map(
-        lambda job: rotate_rows(projector, prepared[job[0]], level.grid, search.perturbation, orientations[job[1]]),
-        jobs,
-    )
-    rows = np.concatenate(parts)
-    del parts
-    energy = scored_energy(rows)
     shifts = np.arange(len(search.shifts(level.fine_shifts)))
     phases = search.phases(level.radius, level.fine_shifts, shifts)
+    scorer = dense_scorer(
+        lambda some: _rotated_references(search, level, some), level.grid, orientations, level.radius, phases
+    )  # fmt: skip
     classes = len(search.volumes)
     log_prior = search.log_prior(level.grid, orientations) + _admission(search, level.grid, orientations)
     log_rows = (log_prior[:, None] + search.log_class[None, :, None]).reshape(len(log_prior), -1)
 
-    per_chunk = max(1, min(16, CHUNK_BYTES // (len(rows) * len(shifts) * real.itemsize)))
+    per_chunk = max(1, min(16, CHUNK_BYTES // (scorer.n_rows * len(shifts) * real.itemsize)))
     per_chunk = min(per_chunk, max(1, CHUNK_BYTES // (len(shifts) * n * 2 * real.itemsize)))
     chunks = [np.arange(a, min(a + per_chunk, len(batch.index))) for a in range(0, len(batch.index), per_chunk)]
 
     def score(chunk: np.ndarray) -> list:
         """What is left in play of each of some particles: every row and shift scored, priors added, and concluded."""
-        shifted = batch.masked[chunk][:, None, :n] * phases
-        scores = dense_scores(rows, energy, shifted, batch.weight[chunk][:, :n])
+        scores = scorer.scores(batch.masked[chunk][:, :n], batch.weight[chunk][:, :n])
         out = []
         for j, i in enumerate(chunk):
             log_shift = search.log_offset(batch, i, level.fine_shifts, shifts)
@@ -133,6 +89,20 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
         return out
 
     return [item for part in search.backend.map(score, chunks) for item in part]
+
+
+def _rotated_references(search: Search, level: Level, orientations: np.ndarray) -> Any:
+    """The references of all classes, one after the other, at ascending `orientations`: `(classes × rows, n)`."""
+    projector, prepared = search.projector(level.radius), search.prepared(level.radius)
+    cuts = np.flatnonzero(np.diff(orientations // level.grid.n_psi)) + 1  # whole directions, a few for each worker
+    cuts = np.append(np.append(0, cuts)[::2], len(orientations))
+    pieces = [slice(a, b) for a, b in pairwise(cuts.tolist())]
+    jobs = [(k, piece) for k in range(len(prepared)) for piece in pieces]
+    return np.concatenate(
+        search.backend.map(
+            lambda job: rotate_rows(projector, prepared[job[0]], level.grid, search.perturbation, orientations[job[1]]), jobs
+        )
+    )
 
 
 def admitted_orientations(search: Search, grid: OrientationGrid) -> np.ndarray:

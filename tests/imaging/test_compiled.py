@@ -1,0 +1,125 @@
+"""The projector's compiled loops, against those of SciPy and by themselves."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers_vdamkit import Blobs, random_rotations
+
+from vdamkit.imaging.projector import Projector, get_projector
+from vdamkit.sampling.euler import euler_to_matrix
+
+pytest.importorskip("numba", reason="the extra [fast] is not installed")
+from vdamkit.imaging.compiled import CompiledProjector
+
+BOX, RADIUS = 24, 10
+MAP = Blobs.random(12, reach=5.5, sigma=1.3, seed=4).map(BOX)
+TURNS = [{0.0: [(0, 0)]}, {15.0: [(0, 1), (3, 2)], 37.5: [(1, 5)]}, {15.0: [(2, 3)], -80.0: [(2, 4), (0, 6), (1, 7)]}]
+ROWS = 8
+TOLERANCE = {np.float64: 1e-13, np.float32: 1e-6}
+
+
+def directions(seed: int) -> np.ndarray:
+    """Everywhere on the sphere, among them the poles and a quarter turn, whose points lie on the lattice itself."""
+    rng = np.random.default_rng(seed)
+    some = rng.uniform([0, 0, 0], [360, 180, 0], (len(TURNS), 3))
+    some[0] = [(0, 0, 0), (90, 90, 0), (0, 180, 0)][seed % 3]
+    return euler_to_matrix(some)
+
+
+def both(dtype) -> tuple[Projector, CompiledProjector]:
+    return Projector(BOX, RADIUS, dtype), CompiledProjector(BOX, RADIUS, dtype)
+
+
+def rows_of(projector: Projector, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    data = rng.normal(size=(ROWS, len(projector.ball), 2)) @ [1, 1j]
+    return data.astype(projector.complex), rng.uniform(0, 2, data.shape).astype(projector.dtype)
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(a).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_compiled_loops_give_scipys_numbers(dtype, seed):
+    plain, quick = both(dtype)
+    reference, d = plain.prepare(MAP), directions(seed)
+    expected, found = (np.full((ROWS, len(plain.ball)), np.nan, plain.complex) for _ in range(2))
+    for projector, out in ((plain, expected), (quick, found)):
+        projector.rotate_rows(reference, d, TURNS, out)
+    assert gap(expected, found) < TOLERANCE[dtype]
+    assert gap(plain.tilt(reference, d), quick.tilt(reference, d)) < TOLERANCE[dtype]
+    cubes = np.zeros((2, 3, plain.grid.size), dtype)
+    for projector, cube in zip((plain, quick), cubes, strict=True):
+        projector.scatter_rows(cube, d, TURNS, *rows_of(plain, seed))
+    assert gap(cubes[0, :2], cubes[1, :2]) < TOLERANCE[dtype]
+    assert gap(cubes[0, 2], cubes[1, 2]) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("kind", [Projector, CompiledProjector])
+def test_scattering_rows_is_the_adjoint_of_rotating_them(kind):
+    projector = kind(BOX, RADIUS, np.float64)
+    for seed in range(4):
+        d, (data, total) = directions(seed), rows_of(projector, seed)
+        x = np.random.default_rng(seed).normal(size=(2, projector.grid.size))
+        rows, cube = np.empty_like(data), np.zeros((3, projector.grid.size))
+        projector.rotate_rows(x, d, TURNS, rows)
+        projector.scatter_rows(cube, d, TURNS, data, total)
+        assert (rows.conj() * data).real.sum() == pytest.approx((x * cube[:2]).sum(), rel=1e-11)
+        assert cube[2].min() >= 0
+
+
+def test_a_rotation_is_right_and_turns_the_right_way():
+    blob = Blobs.random(5, reach=5.0, sigma=1.4, seed=8)
+    projector = CompiledProjector(BOX, RADIUS, np.float32)
+    reference = projector.prepare(blob.map(BOX))
+    for rotation in random_rotations(5, 3):
+        truth = blob.turned(rotation).transform(projector.ball.k, BOX)
+        found = projector.rotate(reference, rotation)
+        assert np.linalg.norm(found - truth) < 0.05 * np.linalg.norm(truth)
+
+
+def test_scattering_adds_to_what_is_there_and_does_not_depend_on_what_a_thread_did_before():
+    projector = CompiledProjector(BOX, RADIUS, np.float64)
+    data, total = rows_of(projector, 1)
+    once, twice = np.zeros((2, 3, projector.grid.size))
+    projector.scatter_rows(once, directions(1), TURNS, data, total)
+    projector.rotate_rows(projector.prepare(MAP), directions(2), TURNS, np.empty_like(data))
+    projector.scatter_rows(twice, directions(1), TURNS, data, total)
+    np.testing.assert_array_equal(once, twice)
+    projector.scatter_rows(twice, directions(1), TURNS, data, total)
+    np.testing.assert_allclose(twice, 2 * once, rtol=1e-12, atol=1e-12)
+
+
+def test_threads_do_not_disturb_each_other():
+    projector = CompiledProjector(BOX, RADIUS, np.float32)
+    reference = projector.prepare(MAP)
+
+    def rotated(seed: int) -> np.ndarray:
+        out = np.empty((ROWS, len(projector.ball)), projector.complex)
+        projector.rotate_rows(reference, directions(seed), TURNS, out)
+        return out
+
+    alone = [rotated(seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        for expected, found in zip(alone, pool.map(rotated, range(12)), strict=True):
+            np.testing.assert_array_equal(expected, found)
+
+
+@pytest.mark.parametrize("wrong", [np.full((1, 3, 3), np.nan), 1.1 * np.eye(3)[None]])
+def test_what_is_not_a_rotation_is_refused_before_anything_is_read(wrong):
+    projector = CompiledProjector(BOX, RADIUS, np.float32)
+    with pytest.raises(ValueError, match="not rotations"):
+        projector.tilt(projector.prepare(MAP), wrong)
+
+
+def test_the_compiled_projector_is_used_where_numba_is_and_scipys_where_it_is_not(monkeypatch):
+    get_projector.cache_clear()
+    assert type(get_projector(BOX, RADIUS, "float32")) is CompiledProjector
+    get_projector.cache_clear()
+    monkeypatch.setitem(sys.modules, "vdamkit.imaging.compiled", None)
+    assert type(get_projector(BOX, RADIUS, "float32")) is Projector
+    get_projector.cache_clear()
