@@ -20,6 +20,15 @@ POWER = float((MAPS[0] ** 2).sum()) / BOX**6
 COARSE = orientation_grid(0)
 
 
+@pytest.fixture(autouse=True, params=["as matrices", "sample by sample"])
+def way(request, monkeypatch):
+    """Both ways to form the sums of a group of rotations, whatever its posteriors are like."""
+    if request.param == "sample by sample":
+        pytest.importorskip("numba", reason="the extra [fast] is not installed")
+    monkeypatch.setattr("vdamkit.vdam.accumulate.NARROW", 0 if request.param == "as matrices" else np.inf)
+    return request.param
+
+
 def problem(n: int = 6, dtype: str = "float64", classes: int = 2, sigma2: float = 100.0, **changes):
     """Search, batch, raw batch and posteriors of a few noisy particles in both halves and two optics groups."""
     options = {"dtype": dtype, "log_class": np.log(np.full(classes, 1 / classes)), "perturbation": 13.0,
@@ -186,3 +195,14 @@ def test_threads_do_not_matter():
     threaded = replace(search, backend=get_backend("cpu", 2), references={}, tables={})
     again = run_search(threaded, batch, None, tick)
     close(sums_of(search, batch, raw, posteriors), sums_of(threaded, batch, raw, again), 0.0)
+
+
+def test_both_ways_agree_in_single_precision(monkeypatch):
+    search, batch, raw, posteriors = problem(12, "float32")
+    found = []
+    for narrow in (0, np.inf):
+        monkeypatch.setattr("vdamkit.vdam.accumulate.NARROW", narrow)
+        found.append(sums_of(search, batch, raw, posteriors))
+    for name in ("cubes", "noise"):
+        a, b = (getattr(sums, name) for sums in found)
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(a).max())

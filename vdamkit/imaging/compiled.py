@@ -138,6 +138,7 @@ def spin_adjoint(planes, weight_planes, starts, sources, weights, depths, scale,
 class CompiledProjector(Projector):
     """A :class:`Projector` whose work is done by the functions above."""
 
+    compiled = True
     directions_at_once = 1  # nothing is gained by more
 
     def __init__(self, box: int, radius: int, dtype=np.float32):

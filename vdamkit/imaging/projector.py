@@ -123,6 +123,8 @@ class Projector:
     dtype: of the real parts (float32, or float64 for tests).
     """
 
+    compiled = False  # whether loops are compiled here
+
     def __init__(self, box: int, radius: int, dtype=np.float32):
         self.box, self.radius, self.dtype = box, radius, np.dtype(dtype)
         self.complex = np.complex64 if self.dtype == np.float32 else np.complex128

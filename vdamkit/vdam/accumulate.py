@@ -12,7 +12,6 @@ of their probabilities with moved images; a few voxels at a time, so that all of
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
 LANE_BYTES = 2**28  # of all lanes' cubes together
+NARROW = 5  # samples for each rotation, fewer than which are summed one by one where that is compiled
 CACHE_BYTES = 2**23  # of one worker's images, references and sums of some voxels
 
 
@@ -51,16 +51,6 @@ class RawBatch:
     optics: np.ndarray  # (p,) optics group of each particle
 
 
-class Lane:
-    """Sums of some groups of rotations, formed one after the other by one worker."""
-
-    def __init__(self, projector: Projector):
-        self.cubes: dict[tuple[int, int], Any] = defaultdict(  # (class, half) -> (3, size)
-            lambda: np.zeros((3, projector.grid.size), projector.dtype)
-        )
-        self.noise: dict[int, np.ndarray] = {}  # optics group -> (n_shells,)
-
-
 def accumulate(
     search: Search, batch: Batch, raw: RawBatch, posteriors: list[Posterior], n_optics: int, tick: Callable[[float], None],
 ) -> Sums:  # fmt: skip
@@ -74,38 +64,40 @@ def accumulate(
         for block in posterior.blocks:
             members.setdefault((*block.group, half), []).append((i, block))
     jobs = sorted(members)
-    lane_bytes = classes * 6 * projector.grid.size * projector.dtype.itemsize
-    n_lanes = int(np.clip(LANE_BYTES // lane_bytes, 2, MAX_LANES))
+    cube_bytes = 6 * classes * projector.grid.size * projector.dtype.itemsize
+    n_lanes = int(np.clip(LANE_BYTES // cube_bytes, 2, MAX_LANES))
+    lanes = [jobs[number::n_lanes] for number in range(min(n_lanes, len(jobs)))]
+    # one array for all: of one so large the system gives only what is written to, in large pages
+    cubes = np.zeros((len(lanes), classes, 2, 3, projector.grid.size), projector.dtype)
+    noise = np.zeros((len(lanes), n_optics, projector.ball.n_shells))
 
-    def work(number: int) -> Lane:
-        lane = Lane(projector)
-        for key in jobs[number::n_lanes]:
-            _group_sums(search, projector, batch, raw, posteriors, key, members[key], lane)
+    def work(number: int) -> None:
+        for key in lanes[number]:
+            cube = cubes[number, key[0], key[2]]
+            _group_sums(search, projector, batch, raw, posteriors, key[:2], members[key], cube, noise[number])
             tick(1 / len(jobs))
-        return lane
 
     def size(number: int) -> int:
-        return sum(len(block.orientations) for key in jobs[number::n_lanes] for _, block in members[key])
+        return sum(len(block.orientations) for key in lanes[number] for _, block in members[key])
 
-    lanes: list[Lane] = search.backend.map(work, range(min(n_lanes, len(jobs))), size=size)
+    search.backend.map(work, range(len(lanes)), size=size)
     tick(0.0)  # a pause acts here
-    noise, noise_weight = _own_power(search, projector, raw, n_optics)
-    for lane in lanes:
-        for group, values in lane.noise.items():
-            noise[group] += values
-    class_weight = _class_weights(search, posteriors)
-    return Sums(_total(search, projector, lanes), noise, noise_weight, class_weight, _offset_sum(search, batch, posteriors))
+    power, noise_weight = _own_power(search, projector, raw, n_optics)
+    return Sums(
+        _total(search, cubes, lanes), power + noise.sum(0), noise_weight, _class_weights(search, posteriors),
+        _offset_sum(search, batch, posteriors),
+    )  # fmt: skip
 
 
-def _total(search: Search, projector: Projector, lanes: list[Lane]) -> np.ndarray:
-    """The lanes' cubes added up, `(K, 2, 3, size)` on the host; each piece of the array by one worker."""
-    total = np.zeros((len(search.volumes), 2, 3, projector.grid.size), projector.dtype)
+def _total(search: Search, cubes: np.ndarray, lanes: list[list[tuple[int, int, int]]]) -> np.ndarray:
+    """The lanes' cubes added up, `(K, 2, 3, size)`; each piece of the array by one worker."""
+    total = np.zeros(cubes.shape[1:], cubes.dtype)
+    written = [{(k, half) for k, _, half in lane} for lane in lanes]
 
     def add(place: tuple[int, int, int]) -> None:
-        k, h, row = place
-        for lane in lanes:
-            if (k, h) in lane.cubes:
-                total[place] += lane.cubes[k, h][row]
+        for cube, places in zip(cubes, written, strict=True):
+            if place[:2] in places:
+                total[place] += cube[place]
 
     search.backend.map(add, list(np.ndindex(total.shape[:3])))
     return total
@@ -115,14 +107,13 @@ def _total(search: Search, projector: Projector, lanes: list[Lane]) -> np.ndarra
 class Samples:
     """What the posteriors of an optics group's particles hold of one group of rotations, as matrices."""
 
-    optics: int
     particles: list[int]
     shifts: list[np.ndarray]  # of each particle, in the level's table
     probability: np.ndarray  # (rows, samples): the shifts of one particle after those of another
     mass: np.ndarray  # (rows, particles) the same summed over shifts
 
     @classmethod
-    def of(cls, optics: int, members: list[tuple[int, Block]], posteriors: list, union: np.ndarray, real: np.dtype) -> Samples:
+    def of(cls, members: list[tuple[int, Block]], posteriors: list, union: np.ndarray, real: np.dtype) -> Samples:
         used = [np.flatnonzero(block.scores.any(0)) for _, block in members]
         ends = np.cumsum([0, *map(len, used)])
         probability, mass = np.zeros((len(union), ends[-1]), real), np.zeros((len(union), len(members)), real)
@@ -131,7 +122,7 @@ class Samples:
             probability[at, ends[j] : ends[j + 1]] = block.scores[:, used[j]]
             mass[at, j] = block.scores.sum(1)
         shifts = [posteriors[i].shifts[mine] for (i, _), mine in zip(members, used, strict=True)]
-        return cls(optics, [i for i, _ in members], shifts, probability, mass)
+        return cls([i for i, _ in members], shifts, probability, mass)
 
     def sums(self, batch: Batch, raw: RawBatch, phases: Any, voxels: slice) -> tuple[Any, Any]:
         """Over all samples, at some voxels: Σ p b e^… and Σ p w' b' e^… `(rows, 2, v)`; Σ p w and Σ p w'² `(rows, 2, v)`."""
@@ -151,37 +142,55 @@ class Samples:
 
 
 def _group_sums(
-    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple[int, int, int],
-    members: list[tuple[int, Block]], lane: Lane,
+    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple[int, int],
+    members: list[tuple[int, Block]], cube: Any, noise: np.ndarray,
 ) -> None:  # fmt: skip
-    """Residuals of one group of rotations and one pseudo-half, and noise terms, added to a lane."""
-    level, ball, real = search.levels[-1], projector.ball, projector.dtype
+    """Residuals of one group of rotations and one pseudo-half, added to `cube` `(3, size)`, and noise terms to `noise`."""
+    level = search.levels[-1]
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
-    rows = _rotated(search, projector, key[:2], union)
-    by_optics: dict[int, list] = {}
-    for i, block in members:
-        by_optics.setdefault(int(raw.optics[i]), []).append((i, block))
-    parts = [Samples.of(optics, some, posteriors, union, real) for optics, some in by_optics.items()]
-    used = np.unique(np.concatenate([shifts for part in parts for shifts in part.shifts]))
+    model = _rotated(search, projector, key, union)
+    used = np.unique(np.concatenate([posteriors[i].shifts[block.scores.any(0)] for i, block in members]))
     phases = search.phases(level.radius, level.fine_shifts, used)
-    data, total = np.zeros(rows.shape, projector.complex), np.zeros(rows.shape, real)
-    noise = np.empty((len(parts), len(ball)), real)
+    optics = sorted({int(raw.optics[i]) for i, _ in members})
+    sums = _matrix_sums
+    if projector.compiled and sum(np.count_nonzero(block.scores) for _, block in members) < NARROW * len(union):
+        from vdamkit.vdam.narrow import sums
+    data, total, terms = sums(batch, raw, members, posteriors, union, model, phases, optics)
+    noise[optics] += projector.ball.shell_sums(terms * projector.ball.weight)
+    present, turns = turns_by_direction(level.grid, union)
+    tilts = level.grid.tilts(search.perturbation, present)
+    projector.scatter_rows(cube, tilts, turns, data, np.maximum(total, 0))
+
+
+def _matrix_sums(
+    batch: Batch, raw: RawBatch, members: list[tuple[int, Block]], posteriors: list[Posterior], union: np.ndarray, model: Any,
+    phases: Any, optics: list[int],
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """Residual data `(rows, n)` complex and weights `(rows, n)` real of the rotations `union`, and the noise term
+    ``Σ p w'² |A|² − 2 Re conj(A) w' b'`` of each optics group `(groups, n)`.
+
+    model: references A at the rotations, `(rows, n)`. phases: the level's table of shifts. optics: groups of the members.
+    """
+    real = model.real.dtype
+    parts = [
+        Samples.of([(i, block) for i, block in members if raw.optics[i] == group], posteriors, union, real) for group in optics
+    ]
+    data, total = np.zeros(model.shape, model.dtype), np.zeros(model.shape, real)
+    noise = np.empty((len(parts), model.shape[1]), real)
     columns = max(part.probability.shape[1] for part in parts)
     at_once = max(64, CACHE_BYTES // (2 * phases.itemsize * (columns + 2 * len(union))))
-    for first in range(0, len(ball), at_once):
-        v = slice(first, min(first + at_once, len(ball)))
-        model = np.ascontiguousarray(rows[:, v])
-        energy = model.real**2 + model.imag**2
+    for first in range(0, model.shape[1], at_once):
+        v = slice(first, min(first + at_once, model.shape[1]))
+        some = np.ascontiguousarray(model[:, v])
+        energy = some.real**2 + some.imag**2
         for part, residual in zip(parts, noise, strict=True):
             images, weights = part.sums(batch, raw, phases, v)
             data[:, v] += images[:, 0]
             total[:, v] += weights[:, 0]
-            overlap = (model.real * images[:, 1].real + model.imag * images[:, 1].imag).sum(0)
+            overlap = (some.real * images[:, 1].real + some.imag * images[:, 1].imag).sum(0)
             residual[v] = (weights[:, 1] * energy).sum(0) - 2 * overlap
-        data[:, v] -= total[:, v] * model
-    for part, residual in zip(parts, noise, strict=True):
-        lane.noise[part.optics] = lane.noise.get(part.optics, 0) + ball.shell_sums(residual * ball.weight)
-    _spin_back(search, projector, union, data, np.maximum(total, 0), (key[0], key[2]), lane)
+        data[:, v] -= total[:, v] * some
+    return data, total, noise
 
 
 def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray) -> Any:
@@ -191,15 +200,6 @@ def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray
         return rows if len(rows) == len(union) else rows[np.searchsorted(orientations, union)]
     level = search.levels[-1]
     return rotate_rows(projector, search.prepared(level.radius)[key[0]], level.grid, search.perturbation, union)
-
-
-def _spin_back(
-    search: Search, projector: Projector, union: np.ndarray, data: Any, total: Any, key: tuple[int, int], lane: Lane
-) -> None:  # fmt: skip
-    """Rows scattered back into the lane's cube of their class and half."""
-    grid = search.levels[-1].grid
-    present, turns = turns_by_direction(grid, union)
-    projector.scatter_rows(lane.cubes[key], grid.tilts(search.perturbation, present), turns, data, total)
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
