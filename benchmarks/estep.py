@@ -58,7 +58,8 @@ def main() -> None:
                 rows = (rng.normal(size=(rotations, n)) + 1j * rng.normal(size=(rotations, n))).astype(np.complex64)
                 b = (rng.normal(size=(PARTICLES, n)) + 0j).astype(np.complex64) * np.float32(1e-3)
                 w = rng.random((PARTICLES, n), np.float32) * np.float32(1e-3)
-                scorer = ByHalfTurns(rows[: rotations // 2], rotations // 2, radius, ball.phases(shifts, BOX))
+                parts = ByHalfTurns.parts_of(rows[: rotations // 2], radius)
+                scorer = ByHalfTurns(parts, rotations // 2, radius, ball.phases(shifts, BOX))
 
                 def one(_, scorer=scorer, b=b, w=w) -> None:
                     scores = scorer.scores(b, w)

@@ -25,7 +25,8 @@ def scorer_of(orientations, order=1, symmetry="C1", classes=1, dtype="float64", 
         return np.concatenate([rotate_rows(projector, reference, grid, perturbation, some) for reference in references])
 
     phases = projector.ball.phases(shifts, BOX, projector.complex)
-    return dense_scorer(rotate, grid, orientations, RADIUS, phases), rotate(orientations), phases
+    scorer = dense_scorer(lambda some, parts_of: parts_of(rotate(some)), grid, orientations, RADIUS, phases)
+    return scorer, rotate(orientations), phases
 
 
 def particles(dtype="float64", n=3):
@@ -61,7 +62,7 @@ def test_half_turns_share_products_and_change_nothing(order, symmetry, classes, 
     orientations = of_directions(grid, range(0, grid.n_directions, 2))
     scorer, rows, phases = scorer_of(orientations, order, symmetry, classes, dtype)
     assert type(scorer) is ByHalfTurns and scorer.n_rows == len(rows)
-    wanted, found = (some.scores(*particles(dtype)) for some in (RowByRow(rows, phases), scorer))
+    wanted, found = (some.scores(*particles(dtype)) for some in (RowByRow(RowByRow.parts_of(rows), phases), scorer))
     assert found.dtype == dtype
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 

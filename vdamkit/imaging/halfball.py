@@ -47,10 +47,10 @@ class HalfBall:
         shifts = np.atleast_2d(np.asarray(shifts, np.float64))
         line = np.arange(-self.radius, self.radius + 1)
         waves = np.exp(-2j * np.pi / box * shifts[:, :, None] * line).astype(dtype)  # (m, 3, 2 radius + 1)
-        at = self.k + self.radius
-        out = np.take(waves[:, 0], at[:, 0], axis=1)
-        out *= np.take(waves[:, 1], at[:, 1], axis=1)
-        out *= np.take(waves[:, 2], at[:, 2], axis=1)
+        plane = (waves[:, 1, :, None] * waves[:, 0, None, :]).reshape(len(shifts), -1)
+        x, y, z = self.k.T + self.radius
+        out = plane.take(y * len(line) + x, axis=1)
+        out *= waves[:, 2].take(z, axis=1)
         return out
 
 

@@ -66,7 +66,7 @@ def accumulate(
     jobs = sorted(members)
     cube_bytes = 6 * classes * projector.grid.size * projector.dtype.itemsize
     n_lanes = int(np.clip(LANE_BYTES // cube_bytes, 2, MAX_LANES))
-    lanes = [jobs[number::n_lanes] for number in range(min(n_lanes, len(jobs)))]
+    lanes = [jobs[number::n_lanes] for number in range(max(1, min(n_lanes, len(jobs))))]
     # one array for all: of one so large the system gives only what is written to, in large pages
     cubes = np.zeros((len(lanes), classes, 2, 3, projector.grid.size), projector.dtype)
     noise = np.zeros((len(lanes), n_optics, projector.ball.n_shells))
@@ -90,17 +90,16 @@ def accumulate(
 
 
 def _total(search: Search, cubes: np.ndarray, lanes: list[list[tuple[int, int, int]]]) -> np.ndarray:
-    """The lanes' cubes added up, `(K, 2, 3, size)`; each piece of the array by one worker."""
-    total = np.zeros(cubes.shape[1:], cubes.dtype)
+    """The lanes' cubes added up in the first of them, `(K, 2, 3, size)`; each piece of the array by one worker."""
     written = [{(k, half) for k, _, half in lane} for lane in lanes]
 
     def add(place: tuple[int, int, int]) -> None:
-        for cube, places in zip(cubes, written, strict=True):
+        for cube, places in zip(cubes[1:], written[1:], strict=True):
             if place[:2] in places:
-                total[place] += cube[place]
+                cubes[0][place] += cube[place]
 
-    search.backend.map(add, list(np.ndindex(total.shape[:3])))
-    return total
+    search.backend.map(add, list(np.ndindex(cubes.shape[1:4])))
+    return cubes[0]
 
 
 @dataclass(frozen=True)
@@ -205,13 +204,15 @@ def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:
     """Σ |b'|² and Σ w' per optics group and shell."""
     ball = projector.ball
-    power = np.zeros((n_optics, ball.n_shells))
-    weight = np.zeros((n_optics, ball.n_shells))
-    for i, group in enumerate(raw.optics):
+
+    def own(i: int) -> np.ndarray:
         b, w = raw.masked[i], raw.weight[i]
-        power[group] += ball.shell_sums((b.real**2 + b.imag**2) * ball.weight)
-        weight[group] += ball.shell_sums(w * ball.weight)
-    return power, weight
+        return np.stack([ball.shell_sums((b.real**2 + b.imag**2) * ball.weight), ball.shell_sums(w * ball.weight)])
+
+    out = np.zeros((n_optics, 2, ball.n_shells))
+    for group, sums in zip(raw.optics, search.backend.map(own, range(len(raw.optics)), at_once=8), strict=True):
+        out[group] += sums
+    return out[:, 0], out[:, 1]
 
 
 def _class_weights(search: Search, posteriors: list) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,17 @@ class RowByRow:
 
     Parameters
     ----------
-    rows: `(R, n)` complex. phases: `(S, n)` complex, of the shifts.
+    parts: what :meth:`parts_of` makes of all rotated references. phases: `(S, n)` complex, of the shifts.
     """
 
-    def __init__(self, rows: Any, phases: Any):
-        self.n_rows, self.phases = len(rows), phases
-        self._rows, self._energy = rows, scored_energy(rows)
+    def __init__(self, parts: Sequence[Any], phases: Any):
+        self._rows, self._energy = parts
+        self.n_rows, self.phases = len(self._rows), phases
+
+    @staticmethod
+    def parts_of(rows: Any) -> tuple[Any, ...]:
+        """Operands made of some rotated references `(rows, n)` complex; those of more stand one below the other."""
+        return rows, scored_energy(rows)
 
     def scores(self, images: Any, weight: Any) -> Any:
         """``Re Σ conj(A) b e^{…} − ½ Σ w |A|²`` without priors, `(R, p, S)` real, in ``4 R p S n`` operations.
@@ -59,16 +64,25 @@ class ByHalfTurns:
 
     Parameters
     ----------
-    rows: `(directions × angles, n)` complex, at the first half of the angles psi of all directions. n_angles: of a direction;
-    scores are ordered by direction, half turn, angle. radius: of the half-ball. phases: `(S, n)` complex, of the shifts.
+    parts: what :meth:`parts_of` makes of the references at the first half of the angles psi of all directions. n_angles: of
+    these in a direction; scores are ordered by direction, half turn, angle. radius: of the half-ball.
+    phases: `(S, n)` complex, of the shifts.
     """
 
-    def __init__(self, rows: Any, n_angles: int, radius: int, phases: Any):
-        self.n_rows, self._n_angles = 2 * len(rows), n_angles
+    def __init__(self, parts: Sequence[Any], n_angles: int, radius: int, phases: Any):
+        self._rows, self._energy = parts[:2], parts[2:]
+        self.n_rows, self._n_angles = 2 * len(parts[0]), n_angles
         self._pairs, self._alone = half_turn_pairs(radius)
         self._phases = np.ascontiguousarray(phases.take(self._pairs, axis=1).swapaxes(0, 1))  # (2, S, m)
-        self._rows = self._parts(0.5 * rows)
-        self._energy = self._parts(0.25 * scored_energy(rows))
+
+    @staticmethod
+    def parts_of(rows: Any, radius: int) -> tuple[Any, ...]:
+        """As :meth:`RowByRow.parts_of`."""
+        out = []
+        for values in (0.5 * rows, 0.25 * scored_energy(rows)):
+            pairs = values.take(half_turn_pairs(radius)[0], axis=1)
+            out += [pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]]
+        return tuple(out)
 
     def scores(self, images: Any, weight: Any) -> Any:
         """As :meth:`RowByRow.scores`; rows are ordered as the class says."""
@@ -82,10 +96,6 @@ class ByHalfTurns:
         once = self._each_once(weight)
         scores -= self._combine(self._energy, (once[:, 0] + once[:, 1], once[:, 0] - once[:, 1]))[:, :, None]
         return scores
-
-    def _parts(self, values: Any) -> tuple[Any, Any]:
-        pairs = values.take(self._pairs, axis=1)
-        return pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]
 
     def _each_once(self, values: Any) -> Any:
         """Values of the half-ball `(p, n)` by pairs `(p, 2, m)`; a voxel on the axis, its own partner, counts once."""
@@ -103,15 +113,17 @@ class ByHalfTurns:
 
 
 def dense_scorer(
-    rotate: Callable[[np.ndarray], Any], grid: OrientationGrid, orientations: np.ndarray, radius: int, phases: Any
+    rotate: Callable[[np.ndarray, Callable], Sequence[Any]], grid: OrientationGrid, orientations: np.ndarray, radius: int,
+    phases: Any,
 ) -> RowByRow | ByHalfTurns:  # fmt: skip
     """What scores the ascending `orientations` of a grid, in their order.
 
-    rotate: gives the reference at some of them, `(rows, n)`, or those of several classes one after the other.
-    phases: `(S, n)` complex.
+    rotate: gives the parts that a function makes of the reference at some orientations, or of several classes' references one
+    after the other. phases: `(S, n)` complex.
     """
     n_directions = len(np.unique(orientations // grid.n_psi))
     if n_directions * grid.n_psi != len(orientations):  # a prior on psi leaves some out
-        return RowByRow(rotate(orientations), phases)
-    first_half = orientations % grid.n_psi < grid.n_psi // 2
-    return ByHalfTurns(rotate(orientations[first_half]), grid.n_psi // 2, radius, phases)
+        return RowByRow(rotate(orientations, RowByRow.parts_of), phases)
+    first_half = orientations[orientations % grid.n_psi < grid.n_psi // 2]
+    parts = rotate(first_half, lambda rows: ByHalfTurns.parts_of(rows, radius))
+    return ByHalfTurns(parts, grid.n_psi // 2, radius, phases)

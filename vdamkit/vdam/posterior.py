@@ -13,6 +13,7 @@ ml_optimiser.cpp:getAllSquaredDifferences, convertAllSquaredDifferencesToWeights
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -62,9 +63,8 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
     n, real = len(projector.ball), projector.dtype
     shifts = np.arange(len(search.shifts(level.fine_shifts)))
     phases = search.phases(level.radius, level.fine_shifts, shifts)
-    scorer = dense_scorer(
-        lambda some: _rotated_references(search, level, some), level.grid, orientations, level.radius, phases
-    )  # fmt: skip
+    rotate = partial(_rotated_references, search, level)
+    scorer = dense_scorer(rotate, level.grid, orientations, level.radius, phases)
     classes = len(search.volumes)
     log_prior = search.log_prior(level.grid, orientations) + _admission(search, level.grid, orientations)
     log_rows = (log_prior[:, None] + search.log_class[None, :, None]).reshape(len(log_prior), -1)
@@ -84,25 +84,26 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
                 Block((k, 0), k, orientations, total[k * len(orientations) : (k + 1) * len(orientations)])
                 for k in range(classes)
             ]
-            out.append(_conclude(search, blocks, shifts, last))
+            out.append(_conclude(search, level.grid, blocks, shifts, last))
         tick(len(chunk) / len(batch.index))
         return out
 
     return [item for part in search.backend.map(score, chunks) for item in part]
 
 
-def _rotated_references(search: Search, level: Level, orientations: np.ndarray) -> Any:
-    """The references of all classes, one after the other, at ascending `orientations`: `(classes × rows, n)`."""
+def _rotated_references(
+    search: Search, level: Level, orientations: np.ndarray, parts_of: Callable[[Any], tuple[Any, ...]]
+) -> list[Any]:  # fmt: skip
+    """Parts of the references of all classes, one after the other, at ascending `orientations`."""
     projector, prepared = search.projector(level.radius), search.prepared(level.radius)
     cuts = np.flatnonzero(np.diff(orientations // level.grid.n_psi)) + 1  # whole directions, a few for each worker
     cuts = np.append(np.append(0, cuts)[::2], len(orientations))
-    pieces = [slice(a, b) for a, b in pairwise(cuts.tolist())]
-    jobs = [(k, piece) for k in range(len(prepared)) for piece in pieces]
-    return np.concatenate(
-        search.backend.map(
-            lambda job: rotate_rows(projector, prepared[job[0]], level.grid, search.perturbation, orientations[job[1]]), jobs
-        )
-    )
+    jobs = [(reference, slice(*ends)) for reference in prepared for ends in pairwise(cuts.tolist())]
+
+    def parts(job: tuple[Any, slice]) -> tuple[Any, ...]:
+        return parts_of(rotate_rows(projector, job[0], level.grid, search.perturbation, orientations[job[1]]))
+
+    return [np.concatenate(some) for some in zip(*search.backend.map(parts, jobs), strict=True)]
 
 
 def admitted_orientations(search: Search, grid: OrientationGrid) -> np.ndarray:
@@ -147,7 +148,9 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
     for scored in search.backend.map(score, sorted(members), size=size):
         for i, block in scored:
             blocks[i].append(block)
-    return search.backend.map(lambda i: _conclude(search, blocks[i], shifts[i], last), range(len(candidates)), at_once=8)
+    return search.backend.map(
+        lambda i: _conclude(search, level.grid, blocks[i], shifts[i], last), range(len(candidates)), at_once=8
+    )
 
 
 def directions_per_group(grid: OrientationGrid) -> int:
@@ -220,8 +223,8 @@ def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarr
 # weights ------------------------------------------------------------------------------------------------------------
 
 
-def _conclude(search: Search, blocks: list[Block], shifts: np.ndarray, last: bool) -> Any:
-    """Normalise one particle's scores: candidates for the next level, or the posterior on the last."""
+def _conclude(search: Search, grid: OrientationGrid, blocks: list[Block], shifts: np.ndarray, last: bool) -> Any:
+    """Normalise one particle's scores: candidates on the grid of the next level, or the posterior on the last."""
     peak = max(float(block.scores.max()) for block in blocks)
     total = 0.0
     for block in blocks:
@@ -229,7 +232,7 @@ def _conclude(search: Search, blocks: list[Block], shifts: np.ndarray, last: boo
         np.exp(block.scores, out=block.scores)
         total += float(block.scores.sum(dtype=np.float64))
     if not last:
-        return _candidates(search, blocks, shifts, total)
+        return children(grid, _candidates(search, blocks, shifts, total))
     flat = np.concatenate([block.scores.ravel() for block in blocks])
     top = _top(flat, search.adaptive_fraction * total, len(flat))
     threshold = flat[top[-1]]
@@ -302,8 +305,6 @@ def run_search(search: Search, batch: Batch, start: list[Candidates] | None, tic
         found = next_level(search, batch, 0, start, lambda f: tick(f * share))
     tick(0.0)  # between levels a mini-batch can be paused
     for number in range(1, len(search.levels)):
-        grid = search.levels[number - 1].grid
-        down = [children(grid, item) for item in found]
-        found = next_level(search, batch, number, down, lambda f: tick(f * share))
+        found = next_level(search, batch, number, found, lambda f: tick(f * share))
         tick(0.0)
     return found
