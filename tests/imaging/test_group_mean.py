@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vdamkit.backend import Backend
-from vdamkit.imaging.group_mean import _factors, group_mean
+from vdamkit.imaging.group_mean import group_mean, lattice_factors
 from vdamkit.sampling.point_groups import operators
 
 GROUPS = ["C1", "C2", "C5", "C6", "D2", "D7", "T", "O", "I1", "I2", "I3", "I4"]
@@ -24,7 +24,7 @@ def blobs(places, box, width=1.8):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_each_operator_is_one_turn_and_one_exchange(group):
-    exchanges, turns = _factors(group)
+    exchanges, turns = lattice_factors(group)
     products = np.concatenate([exchanges @ turn for turn in turns])
     every = operators(group)
     assert len(products) == len(every)
@@ -39,7 +39,7 @@ def test_each_blob_is_shared_out_among_its_mates(group, box):
     mates = np.einsum("gij,nj->gni", operators(group), places).reshape(-1, 3)
     expected = blobs(mates, box) / len(operators(group))
     mean = group_mean(blobs(places, box), group)
-    exact, inside = len(_factors(group)[1]) == 1, within(box // 2 - 1, box)
+    exact, inside = len(lattice_factors(group)[1]) == 1, within(box // 2 - 1, box)
     np.testing.assert_allclose(mean[inside], expected[inside], rtol=0, atol=(1e-12 if exact else 2e-3) * expected.max())
 
 

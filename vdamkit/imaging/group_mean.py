@@ -30,7 +30,7 @@ def group_mean(volume: np.ndarray, group: str, radius: float | None = None, back
     read, which differ from the exact map by 0.1 %.
     """
     out = np.array(volume, np.float64)
-    exchanges, turns = _factors(group)
+    exchanges, turns = lattice_factors(group)
     if len(exchanges) * len(turns) == 1:
         return out
     n = len(out)
@@ -57,7 +57,7 @@ def group_mean(volume: np.ndarray, group: str, radius: float | None = None, back
 
 
 @lru_cache(maxsize=16)
-def _factors(group: str) -> tuple[np.ndarray, list[np.ndarray]]:
+def lattice_factors(group: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Operators that keep the grid, `(h, 3, 3)` int; and turns, the identity first, of which each operator of the group is
     exactly one after one of those: a mean over both in turn is the mean over all."""
     every = operators(group)

@@ -14,12 +14,11 @@ import numpy as np
 
 from vdamkit.backend import Backend
 from vdamkit.imaging.fsc import points_fsc
-from vdamkit.imaging.group_mean import group_mean
+from vdamkit.imaging.group_mean import group_mean, lattice_factors
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import EDGE, soft_sphere, soften_corners
 from vdamkit.imaging.projector import PAD, PaddedGrid, points_within
 from vdamkit.imaging.trilinear import corners, csr_rows
-from vdamkit.sampling.point_groups import operators
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean of the weight (RELION: max(1, weight))
 EPSILON = 1e-12  # of the shell mean of |d|², in the second moment
@@ -50,25 +49,31 @@ def complete(grid: PaddedGrid, cubes: np.ndarray) -> np.ndarray:
 
 
 def symmetrise(grid: PaddedGrid, cubes: np.ndarray, group: str, backend: Backend) -> np.ndarray:
-    """Sum completed half cubes `(..., 3, size)` over the operators of a point group (sums, not means).
+    """Sum completed half cubes `(..., 3, size)` over the operators of a point group (sums, not means): over those that keep the
+    lattice, then over what is left.
 
     Source: RELION backprojector.cpp:applyPointGroupSymmetry.
     """
-    ops = operators(group)
-    if len(ops) == 1:
+    exchanges, turns = lattice_factors(group)
+    if len(exchanges) * len(turns) == 1:
         return cubes
     rows = cubes.reshape(-1, grid.size)
-    radius = (grid.half_width - 1) / PAD
-    turns = [_turn_operator(grid.half_width, radius, operator.tobytes(), grid.dtype.name) for operator in ops[1:]]
-    flat = points_within(grid.half_width, radius)[1]
+    # what turns read beyond the points that they are summed at must hold the exchanges' sum too
+    reach = ((grid.half_width - 1 + np.sqrt(3)) / PAD, (grid.half_width - 1) / PAD)
+    steps = []
+    for some, radius in zip((exchanges, turns), reach, strict=True):
+        made = [_turn_operator(grid.half_width, radius, m.astype(float).tobytes(), grid.dtype.name) for m in some[1:]]
+        steps.append((points_within(grid.half_width, radius)[1], made))
 
     def summed(number: int) -> np.ndarray:
-        out = rows[number].copy()
-        total = out[flat]
-        for matrix, sign in turns:
-            values = matrix @ rows[number]
-            total += values * sign if number % 3 == 1 else values  # the imaginary part changes sign with the mate
-        out[flat] = total
+        out = rows[number]
+        for flat, made in steps:
+            total = out[flat]
+            for matrix, sign in made:
+                values = matrix @ out
+                total += values * sign if number % 3 == 1 else values  # the imaginary part changes sign with the mate
+            out = out.copy()
+            out[flat] = total
         return out
 
     return np.stack(backend.map(summed, range(len(rows)))).reshape(cubes.shape)
