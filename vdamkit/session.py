@@ -273,7 +273,7 @@ class Session(Edits, Views):
         return storage.resume(cls, Path(folder), options)
 
     def free(self) -> None:
-        """Give back the memory of kept particles, and all that is held on GPUs (both are filled again when needed)."""
+        """Give back the memory of kept particles, of sums, and all that is held on GPUs (each is filled again when needed)."""
         self._source.forget()
         self._backend.release()
 

@@ -17,6 +17,7 @@ import threadpoolctl
 from threadpoolctl import ThreadpoolController
 
 from vdamkit.backend.device import HOST, Device
+from vdamkit.backend.kept import KEPT
 from vdamkit.errors import SettingsError
 
 
@@ -62,7 +63,8 @@ class Backend:
         return [_pool(self.threads).submit(function, item) for item in items]
 
     def release(self) -> None:
-        """Give back the memory of the devices."""
+        """Give back the memory of the devices, and what is kept between mini-batches."""
+        KEPT.clear()
         for device in self.devices:
             device.release()
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from vdamkit.backend.kept import KEPT
 from vdamkit.imaging.projector import Projector
 from vdamkit.vdam.posterior import interleaved, rotate_rows, turns_by_direction
 from vdamkit.vdam.search import Batch, Block, Posterior, Search
@@ -67,39 +68,48 @@ def accumulate(
     cube_bytes = 6 * classes * projector.grid.size * projector.dtype.itemsize
     n_lanes = int(np.clip(LANE_BYTES // cube_bytes, 2, MAX_LANES))
     lanes = [jobs[number::n_lanes] for number in range(max(1, min(n_lanes, len(jobs))))]
-    # one array for all: of one so large the system gives only what is written to, in large pages
-    cubes = np.zeros((len(lanes), classes, 2, 3, projector.grid.size), projector.dtype)
+    shape = (len(lanes), classes, 2, 3, projector.grid.size)
     noise = np.zeros((len(lanes), n_optics, projector.ball.n_shells))
+    with KEPT.empty("cubes", shape, projector.dtype) as cubes:
 
-    def work(number: int) -> None:
-        for key in lanes[number]:
-            cube = cubes[number, key[0], key[2]]
-            _group_sums(search, projector, batch, raw, posteriors, key[:2], members[key], cube, noise[number])
-            tick(1 / len(jobs))
+        def work(number: int) -> None:
+            for place in _written(lanes[number]):
+                cubes[number][place] = 0
+            for key in lanes[number]:
+                cube = cubes[number, key[0], key[2]]
+                _group_sums(search, projector, batch, raw, posteriors, key[:2], members[key], cube, noise[number])
+                tick(1 / len(jobs))
 
-    def size(number: int) -> int:
-        return sum(len(block.orientations) for key in lanes[number] for _, block in members[key])
+        def size(number: int) -> int:
+            return sum(len(block.orientations) for key in lanes[number] for _, block in members[key])
 
-    search.backend.map(work, range(len(lanes)), size=size)
-    tick(0.0)  # a pause acts here
+        search.backend.map(work, range(len(lanes)), size=size)
+        tick(0.0)  # a pause acts here
+        total = _total(search, cubes, lanes)
     power, noise_weight = _own_power(search, projector, raw, n_optics)
     return Sums(
-        _total(search, cubes, lanes), power + noise.sum(0), noise_weight, _class_weights(search, posteriors),
-        _offset_sum(search, batch, posteriors),
+        total, power + noise.sum(0), noise_weight, _class_weights(search, posteriors), _offset_sum(search, batch, posteriors)
     )  # fmt: skip
 
 
+def _written(lane: list[tuple[int, int, int]]) -> set[tuple[int, int]]:
+    """Class and half of the cubes that a lane's jobs add to."""
+    return {(k, half) for k, _, half in lane}
+
+
 def _total(search: Search, cubes: np.ndarray, lanes: list[list[tuple[int, int, int]]]) -> np.ndarray:
-    """The lanes' cubes added up in the first of them, `(K, 2, 3, size)`; each piece of the array by one worker."""
-    written = [{(k, half) for k, _, half in lane} for lane in lanes]
+    """The lanes' cubes added up, `(K, 2, 3, size)`; each piece of the array by one worker."""
+    total = np.empty(cubes.shape[1:], cubes.dtype)
+    written = [_written(lane) for lane in lanes]
 
     def add(place: tuple[int, int, int]) -> None:
-        for cube, places in zip(cubes[1:], written[1:], strict=True):
-            if place[:2] in places:
-                cubes[0][place] += cube[place]
+        mine = [cube[place] for cube, places in zip(cubes, written, strict=True) if place[:2] in places]
+        total[place] = mine[0] if mine else 0
+        for cube in mine[1:]:
+            total[place] += cube
 
-    search.backend.map(add, list(np.ndindex(cubes.shape[1:4])))
-    return cubes[0]
+    search.backend.map(add, list(np.ndindex(total.shape[:3])))
+    return total
 
 
 @dataclass(frozen=True)

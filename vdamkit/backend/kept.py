@@ -1,0 +1,45 @@
+"""Large arrays that are used again from mini-batch to mini-batch.
+
+Fresh memory comes from the system page by page, cleared; in a virtual machine that took longer than the sums written to it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+
+class Kept:
+    """One piece of memory by name, lent to one at a time; whoever comes meanwhile gets fresh memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._buffers: dict[str, np.ndarray] = {}
+
+    @contextmanager
+    def empty(self, name: str, shape: tuple[int, ...], dtype: Any) -> Iterator[np.ndarray]:
+        """As `numpy.empty`, to be used within the context only.
+
+        After an error the memory is not lent again: a worker that does not know of the error yet may still write to it.
+        """
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        with self._lock:
+            buffer = self._buffers.pop(name, None)
+        if buffer is None or len(buffer) < size:
+            buffer = np.empty(size, np.uint8)
+        yield buffer[:size].view(dtype).reshape(shape)
+        with self._lock:
+            self._buffers[name] = buffer
+
+    def clear(self) -> None:
+        """Give the memory back to the system."""
+        with self._lock:
+            self._buffers.clear()
+
+
+KEPT = Kept()
