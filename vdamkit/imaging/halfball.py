@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import scipy.fft
@@ -48,10 +48,16 @@ class HalfBall:
         line = np.arange(-self.radius, self.radius + 1)
         waves = np.exp(-2j * np.pi / box * shifts[:, :, None] * line).astype(dtype)  # (m, 3, 2 radius + 1)
         plane = (waves[:, 1, :, None] * waves[:, 0, None, :]).reshape(len(shifts), -1)
-        x, y, z = self.k.T + self.radius
-        out = plane.take(y * len(line) + x, axis=1)
+        in_plane, z = self._places
+        out = plane.take(in_plane, axis=1)
         out *= waves[:, 2].take(z, axis=1)
         return out
+
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each voxel in a plane ``(2 radius + 1)²``, and its z, both counted from -radius."""
+        x, y, z = self.k.T.astype(np.intp) + self.radius
+        return y * (2 * self.radius + 1) + x, z
 
 
 @lru_cache(maxsize=32)

@@ -162,16 +162,19 @@ def make_batch(
     weight, raw_weight = (np.empty((len(index), n), projector.dtype) for _ in range(2))
     no_zero = ball.weight.copy()
     no_zero[0] = 0  # the E-step leaves out k = 0
+    of_group = {}  # what divides by an optics group's noise, with and without k = 0
+    for group in set(particles.optics[index].tolist()):
+        inverse = (1 / state.sigma2[group])[ball.shell]
+        of_group[group] = [(inverse * mates).astype(projector.dtype) for mates in (ball.weight, no_zero)]
 
     def fill(j: int) -> None:
-        item, group = items[j], particles.optics[index[j]]
-        inverse = (1 / state.sigma2[group])[ball.shell]
+        item, (inverse, without_zero) = items[j], of_group[int(particles.optics[index[j]])]
         moved = ball.phases(offsets[j], search.box, projector.complex)[0] * projector.dtype.type(state.grey_scale)
         masked[j] = item.masked * moved
-        scaled[j] = masked[j] * (inverse * no_zero).astype(projector.dtype)
-        unmasked[j] = item.unmasked * moved * (inverse * ball.weight).astype(projector.dtype)
+        scaled[j] = masked[j] * without_zero
+        unmasked[j] = item.unmasked * moved * inverse
         raw_weight[j] = item.weight
-        weight[j] = item.weight * (inverse * ball.weight)
+        weight[j] = item.weight * inverse
 
     search.backend.map(fill, range(len(index)), at_once=8)
     centre = centre_rows(state, particles, index, search)
