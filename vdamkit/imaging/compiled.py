@@ -1,7 +1,7 @@
-"""The projector's four inner loops compiled by Numba (the extra `[fast]`): the same numbers, in a third of the time.
+"""The projector's inner loops compiled by Numba (the extra `[fast]`): the same numbers as SciPy's, in a third of the time.
 
-Numba compiles each when it is first called, a second per function, and keeps the result beside this file, or in the user's
-cache where that cannot be written. All work without the interpreter, so that worker threads do not wait for each other.
+Each is compiled when it is first called, half a second to one and a half, and kept beside this file, or in the user's cache
+where nothing can be written there. None needs the interpreter, so that worker threads do not wait for each other.
 """
 
 from __future__ import annotations

@@ -278,16 +278,17 @@ class Projector:
     def scatter_rows(self, cube: Any, directions: np.ndarray, turns: list[Turns], data: Any, total: Any) -> None:
         """Adjoint of :meth:`rotate_rows` for `data` `(rows, n)` complex, added to the first two rows of `cube`
         `(3, grid.size)`; to the third the sums of `total` `(rows, n)` real, as :meth:`spread_weight` has them."""
-        for first in range(0, len(directions), self.directions_at_once):
+        at_once = 2 * self.directions_at_once  # each time costs a pass over the cube
+        for first in range(0, len(directions), at_once):
             slabs, weights = [], []
-            for spins in turns[first : first + self.directions_at_once]:
+            for spins in turns[first : first + at_once]:
                 slab = weight = 0
                 for psi, members in spins.items():
                     slab = slab + self.spin_adjoint([(quarter, data[j]) for quarter, j in members], psi)
                     weight = weight + self.spread_weight([(quarter, total[j]) for quarter, j in members], psi)
                 slabs.append(slab)
                 weights.append(weight)
-            self.add_tilt_adjoint(cube, directions[first : first + self.directions_at_once], slabs, weights)
+            self.add_tilt_adjoint(cube, directions[first : first + at_once], slabs, weights)
 
     # both, for any rotation --------------------------------------------------------------------------------------
 
