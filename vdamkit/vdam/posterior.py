@@ -208,15 +208,19 @@ def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarr
     if len(at) > 1 and len(wanted) * ends[-1] > WASTE * sum(len(a) * len(b) for a, b in zip(at, shifts, strict=True)):
         alone = zip(at, shifts, images, strict=True)
         return [overlaps(rows, [places], phases, [mine], image[None])[0] for places, mine, image in alone]
-    some = rows if len(wanted) == len(rows) else rows[wanted]
     if len(at) == 1 and len(wanted) < len(shifts[0]):  # as in local searches: the rows are fewer, so they take the image
+        own = rows if len(wanted) == len(rows) else rows[wanted]
         waves = phases if len(shifts[0]) == len(phases) else phases[shifts[0]]
-        return [interleaved(some * images[0].conj(), real) @ interleaved(waves, real).T]
+        return [interleaved(own * images[0].conj(), real) @ interleaved(waves, real).T]
+    if 2 * len(wanted) >= len(rows):  # to score a few more takes less time than to copy these
+        wanted = np.arange(len(rows))
+    else:
+        rows = rows[wanted]
     moved = np.empty((ends[-1], rows.shape[1]), rows.dtype)
     for image, mine, (first, last) in zip(images, shifts, pairwise(ends), strict=True):
         phases.take(mine, axis=0, out=moved[first:last], mode="clip")  # no check, no copy
         moved[first:last] *= image
-    product = interleaved(some, real) @ interleaved(moved, real).T
+    product = interleaved(rows, real) @ interleaved(moved, real).T
     return [product[np.searchsorted(wanted, mine), a:b] for mine, (a, b) in zip(at, pairwise(ends), strict=True)]
 
 
@@ -225,28 +229,28 @@ def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarr
 
 def _conclude(search: Search, grid: OrientationGrid, blocks: list[Block], shifts: np.ndarray, last: bool) -> Any:
     """Normalise one particle's scores: candidates on the grid of the next level, or the posterior on the last."""
-    peak = max(float(block.scores.max()) for block in blocks)
-    total = 0.0
-    for block in blocks:
-        np.subtract(block.scores, peak, out=block.scores)
-        np.exp(block.scores, out=block.scores)
-        total += float(block.scores.sum(dtype=np.float64))
+    flat = blocks[0].scores.ravel() if len(blocks) == 1 else np.concatenate([block.scores.ravel() for block in blocks])
+    peak = float(flat.max())
+    flat -= peak
+    np.exp(flat, out=flat)
+    total = float(flat.sum(dtype=np.float64))
     if not last:
-        return children(grid, _candidates(search, blocks, shifts, total))
-    flat = np.concatenate([block.scores.ravel() for block in blocks])
+        return children(grid, _candidates(search, blocks, flat, shifts, total))
     top = _top(flat, search.adaptive_fraction * total, len(flat))
     threshold = flat[top[-1]]
     posterior = Posterior([], shifts, peak + np.log(total), n_significant=len(top))
-    for block in blocks:
-        weights = np.where(block.scores >= threshold, block.scores / total, 0)
+    ends = np.cumsum([0, *(block.scores.size for block in blocks)])
+    for number in np.unique(np.searchsorted(ends, np.flatnonzero(flat >= threshold), side="right") - 1):
+        block = blocks[number]
+        mine = flat[ends[number] : ends[number + 1]].reshape(block.scores.shape)
+        weights = np.where(mine >= threshold, mine / total, 0)
         rows = weights.any(1)
-        if rows.any():
-            kept = Block(block.group, block.class_index, block.orientations[rows], weights[rows])
-            posterior.blocks.append(kept)
-            at = np.unravel_index(kept.scores.argmax(), kept.scores.shape)
-            if kept.scores[at] > posterior.pmax:
-                posterior.pmax = float(kept.scores[at])
-                posterior.best = (block.class_index, int(kept.orientations[at[0]]), int(at[1]))
+        kept = Block(block.group, block.class_index, block.orientations[rows], weights[rows])
+        posterior.blocks.append(kept)
+        at = np.unravel_index(kept.scores.argmax(), kept.scores.shape)
+        if kept.scores[at] > posterior.pmax:
+            posterior.pmax = float(kept.scores[at])
+            posterior.best = (block.class_index, int(kept.orientations[at[0]]), int(at[1]))
     return posterior
 
 
@@ -264,13 +268,12 @@ def _top(weights: np.ndarray, target: float, cap: int) -> np.ndarray:
     raise AssertionError("unreachable")
 
 
-def _candidates(search: Search, blocks: list[Block], shifts: np.ndarray, total: float) -> Candidates:
-    """Orientations × shifts worth refining: those of the best samples, taken in order of weight.
+def _candidates(search: Search, blocks: list[Block], flat: np.ndarray, shifts: np.ndarray, total: float) -> Candidates:
+    """Orientations × shifts worth refining: those of the best samples, taken in order of their weight in `flat`, all blocks'.
 
     It stops at `adaptive_fraction` of the posterior or `max_significant` samples per class (RELION's two rules), and, as the
     children of all pairs are scored, also before orientations × shifts exceeds PAIRS times that number.
     """
-    flat = np.concatenate([block.scores.ravel() for block in blocks])
     cap = min(search.max_significant * len(search.volumes), len(flat))
     top = _top(flat, search.adaptive_fraction * total, cap)
     count = len(top)
@@ -281,7 +284,7 @@ def _candidates(search: Search, blocks: list[Block], shifts: np.ndarray, total: 
     fits = np.cumsum(new_row) * np.cumsum(new_shift) <= PAIRS * search.max_significant * len(search.volumes)
     used = max(1, int(fits.sum()))
     rows = np.unique(row[:used])
-    classes = np.concatenate([np.full(len(block.orientations), block.class_index) for block in blocks])
+    classes = np.repeat([block.class_index for block in blocks], [len(block.orientations) for block in blocks])
     orientations = np.concatenate([block.orientations for block in blocks])
     return Candidates(classes[rows], orientations[rows], shifts[np.unique(shift[:used])])
 
