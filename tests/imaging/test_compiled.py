@@ -2,17 +2,20 @@
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_vdamkit import Blobs, random_rotations
 
+import vdamkit as vk
 from vdamkit.imaging.projector import Projector, get_projector
 from vdamkit.sampling.euler import euler_to_matrix
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 from vdamkit.imaging.compiled import CompiledProjector
 
+DATA = Path(__file__).parents[2] / "data" / "stacks2d" / "optimisation_set.star"
 BOX, RADIUS = 24, 10
 MAP = Blobs.random(12, reach=5.5, sigma=1.3, seed=4).map(BOX)
 TURNS = [{0.0: [(0, 0)]}, {15.0: [(0, 1), (3, 2)], 37.5: [(1, 5)]}, {15.0: [(2, 3)], -80.0: [(2, 4), (0, 6), (1, 7)]}]
@@ -123,3 +126,17 @@ def test_the_compiled_projector_is_used_where_numba_is_and_scipys_where_it_is_no
     monkeypatch.setitem(sys.modules, "vdamkit.imaging.compiled", None)
     assert type(get_projector(BOX, RADIUS, "float32")) is Projector
     get_projector.cache_clear()
+
+
+def test_a_mini_batch_without_numba_ends_with_the_same_map(monkeypatch):
+    """Two mini-batches of the particles in `data/`, with the compiled loops and with SciPy's."""
+    maps = []
+    for without in (False, True):
+        if without:
+            monkeypatch.setitem(sys.modules, "vdamkit.imaging.compiled", None)
+        get_projector.cache_clear()
+        job = vk.Session(DATA, vk.Settings(mini_batches=12, symmetry="C6", tilt_prior_width=10, mask_diameter=230))
+        job.run(2)
+        maps.append(job.state.maps)
+    get_projector.cache_clear()
+    np.testing.assert_allclose(maps[1], maps[0], rtol=0, atol=1e-4 * np.abs(maps[0]).max())
