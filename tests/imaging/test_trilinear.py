@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdamkit.imaging.trilinear import Scratch, corners, csr_rows, transposed
+from vdamkit.backend.kept import Scratch
+from vdamkit.imaging.trilinear import corners, csr_rows, transposed
 
 
 @given(st.integers(0, 10**6))

@@ -1,4 +1,4 @@
-"""Large arrays that are used again from mini-batch to mini-batch.
+"""Memory that is used again: a thread's own for small work, and large arrays lent from mini-batch to mini-batch.
 
 Fresh memory comes from the system page by page, cleared; in a virtual machine that took longer than the sums written to it.
 """
@@ -12,6 +12,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+
+class Scratch(threading.local):
+    """Arrays that each thread uses again and again. What is in one lasts until the thread asks for its name again."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[tuple, np.ndarray] = {}
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """As `numpy.empty`, from the memory that is kept by this name."""
+        size, key = math.prod(shape), (name, dtype)
+        kept = self._arrays.get(key)
+        if kept is None or len(kept) < size:
+            kept = self._arrays[key] = np.empty(size, dtype)
+        return kept[:size].reshape(shape)
+
+
+SCRATCH = Scratch()  # for all who use an operator at once and then make the next
 
 
 class Kept:

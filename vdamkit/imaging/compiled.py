@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from vdamkit.backend.kept import SCRATCH
 from vdamkit.imaging.projector import PAD, TAPS, Projector, Turns, mean_absolute_sum
-from vdamkit.imaging.trilinear import SCRATCH
 
 # sums may be taken in any order and nothing is ever infinite: what vector instructions ask for
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "nnan", "ninf"})
@@ -158,6 +158,7 @@ class CompiledProjector(Projector):
         return turns
 
     def tilt(self, reference: Any, directions: np.ndarray) -> Any:
+        """As :meth:`Projector.tilt`; ValueError where `directions` are not rotations."""
         slabs = np.zeros((len(directions), self.width**2, 2 * self.radius), self.dtype)
         for turn, slab in zip(self._turning(directions), slabs, strict=True):
             self._tilt(reference, turn, slab)
@@ -167,6 +168,7 @@ class CompiledProjector(Projector):
         tilt(reference, turn, self.grid.half_width, self.source, self._places, slab.reshape(-1))
 
     def add_tilt_adjoint(self, cube: Any, directions: np.ndarray, slabs: list[Any], weights: list[Any]) -> None:
+        """As :meth:`Projector.add_tilt_adjoint`; ValueError where `directions` are not rotations."""
         for turn, slab, weight in zip(self._turning(directions), slabs, weights, strict=True):
             self._add_tilt_adjoint(cube, turn, slab, weight)
 
@@ -174,6 +176,7 @@ class CompiledProjector(Projector):
         tilt_adjoint(slab.reshape(-1), weight.reshape(-1), turn, self.grid.half_width, self.source, self._places, cube)
 
     def rotate_rows(self, reference: Any, directions: np.ndarray, turns: list[Turns], out: Any) -> None:
+        """As :meth:`Projector.rotate_rows`, one direction after the other on a cylinder that stays in the cache."""
         slab = SCRATCH.empty("slab", (self.width**2, 2 * self.radius), self.dtype)
         slab[:] = 0
         for turn, spins in zip(self._turning(directions), turns, strict=True):
@@ -183,6 +186,10 @@ class CompiledProjector(Projector):
                 spin(slab, *self._table(psi)[0], self._depths, self._slots, quarters, rows, out)
 
     def scatter_rows(self, cube: Any, directions: np.ndarray, turns: list[Turns], data: Any, total: Any) -> None:
+        """As :meth:`Projector.scatter_rows`: the turns of a direction are summed on its cylinder, and that is scattered once.
+
+        data `(rows, n)` complex and total `(rows, n)` real are read, `cube` `(3, grid.size)` is added to.
+        """
         columns, discs, depth = self.width**2, len(self.disc), self.radius
         slab = SCRATCH.empty("slab", (columns, 2 * depth), self.dtype)
         weight = SCRATCH.empty("slab weight", (columns, depth), self.dtype)

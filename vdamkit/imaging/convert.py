@@ -16,11 +16,12 @@ import numpy as np
 import scipy.fft
 
 from vdamkit.backend.device import HOST, Device
+from vdamkit.backend.kept import SCRATCH
 from vdamkit.imaging.ctf import ctf, dose_envelope
 from vdamkit.imaging.halfball import HalfBall, gather_half_ball, half_ball
 from vdamkit.imaging.masks import blend_outside, soft_sphere
 from vdamkit.imaging.projector import PAD, PaddedGrid, waves
-from vdamkit.imaging.trilinear import SCRATCH, corners, csr_rows, transposed
+from vdamkit.imaging.trilinear import corners, csr_rows, transposed
 from vdamkit.io.particle import Optics, TiltStack, Volume
 
 WEIGHT_FLOOR = 1e-3  # of the shell mean: below it a voxel of a pseudo-subtomogram counts as not measured

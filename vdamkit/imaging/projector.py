@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.device import HOST, Device
+from vdamkit.backend.kept import SCRATCH
 from vdamkit.imaging.halfball import half_ball
-from vdamkit.imaging.trilinear import SCRATCH, corners, csr_rows, transposed
+from vdamkit.imaging.trilinear import corners, csr_rows, transposed
 
 PAD = 2  # real-space padding of the sampled transform
 TAPS = 4  # taps per axis of the in-plane interpolation

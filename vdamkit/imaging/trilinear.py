@@ -1,14 +1,12 @@
 """Trilinear interpolation in the half cube kx >= 0 of a transform, as a sparse operator.
 
 It takes over a hundred bytes for each point. Fresh memory costs more, page by page, than the arithmetic in it, so that a thread
-that makes one operator after the other does so in the same memory (:class:`Scratch`).
+that makes one operator after the other does so in the same memory (:class:`vdamkit.backend.kept.Scratch`).
 """
 
 from __future__ import annotations
 
-import math
 import sys
-import threading
 from copy import copy
 from functools import lru_cache
 from typing import Any
@@ -16,23 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-
-class Scratch(threading.local):
-    """Arrays that each thread uses again and again. What is in one lasts until the thread asks for its name again."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[tuple, np.ndarray] = {}
-
-    def empty(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """As `numpy.empty`, from the memory that is kept by this name."""
-        size, key = math.prod(shape), (name, dtype)
-        kept = self._arrays.get(key)
-        if kept is None or len(kept) < size:
-            kept = self._arrays[key] = np.empty(size, dtype)
-        return kept[:size].reshape(shape)
-
-
-SCRATCH = Scratch()  # for all who use an operator at once and then make the next
+from vdamkit.backend.kept import Scratch
 
 
 def corners(

@@ -34,7 +34,7 @@ class RowByRow:
 
     def __init__(self, parts: Sequence[Any], phases: Any):
         self._rows, self._energy = parts
-        self.n_rows, self.phases = len(self._rows), phases
+        self.n_rows, self._phases = len(self._rows), phases
 
     @staticmethod
     def parts_of(rows: Any) -> tuple[Any, ...]:
@@ -47,7 +47,7 @@ class RowByRow:
         images: b `(p, n)` complex. weight: w `(p, n)` real.
         """
         real = self._energy.dtype
-        moved = (images[:, None] * self.phases).reshape(-1, images.shape[1])
+        moved = (images[:, None] * self._phases).reshape(-1, images.shape[1])
         scores = interleaved(self._rows, real) @ interleaved(moved, real).T
         scores = scores.reshape(self.n_rows, len(images), -1)
         scores -= 0.5 * (self._energy @ weight.T)[:, :, None]

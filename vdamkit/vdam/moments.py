@@ -63,7 +63,8 @@ def symmetrise(grid: PaddedGrid, cubes: np.ndarray, group: str, backend: Backend
     steps = []
     for some, radius in zip((exchanges, turns), reach, strict=True):
         made = [_turn_operator(grid.half_width, radius, m.astype(float).tobytes(), grid.dtype.name) for m in some[1:]]
-        steps.append((points_within(grid.half_width, radius)[1], made))
+        if made:
+            steps.append((points_within(grid.half_width, radius)[1], made))
 
     def summed(number: int) -> np.ndarray:
         out = rows[number]
