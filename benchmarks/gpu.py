@@ -29,6 +29,7 @@ from vdamkit.imaging.device_convert import upload_half_balls
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.imaging.projector import get_projector
+from vdamkit.imaging.turns import turns_of
 from vdamkit.io.star_tables import read_star, write_star
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.orientations import orientation_grid
@@ -36,7 +37,7 @@ from vdamkit.simulate import simulate
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.batched.accumulate import accumulate
 from vdamkit.vdam.batched.engine import Engine
-from vdamkit.vdam.batched.entries import Rows, turns_of
+from vdamkit.vdam.batched.entries import Rows
 from vdamkit.vdam.batched.posterior import interleaved, run_search
 from vdamkit.vdam.batched.visit import make_batch
 from vdamkit.vdam.search import make_search

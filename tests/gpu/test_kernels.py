@@ -11,10 +11,10 @@ from vdamkit.backend import twins
 from vdamkit.backend.cuda import CudaDevice, _source
 from vdamkit.backend.device import Device, round_to_tf32
 from vdamkit.backend.twins import SCORE_COST
-from vdamkit.imaging.device_projector import DeviceProjector, Turns
+from vdamkit.imaging.device_projector import DeviceProjector
 from vdamkit.imaging.projector import Projector
+from vdamkit.imaging.turns import Turns, turns_of
 from vdamkit.sampling.orientations import orientation_grid
-from vdamkit.vdam.batched.entries import turns_of
 from vdamkit.vdam.batched.posterior import score_blocks
 
 REALS = [np.float32, np.float64]

@@ -10,6 +10,7 @@ from helpers_vdamkit import Blobs, random_rotations
 
 import vdamkit as vk
 from vdamkit.imaging.projector import Projector, get_projector
+from vdamkit.imaging.turns import Turns
 from vdamkit.sampling.euler import euler_to_matrix
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
@@ -18,17 +19,19 @@ from vdamkit.imaging.compiled import CompiledProjector
 DATA = Path(__file__).parents[2] / "data" / "stacks2d" / "optimisation_set.star"
 BOX, RADIUS = 24, 10
 MAP = Blobs.random(12, reach=5.5, sigma=1.3, seed=4).map(BOX)
-TURNS = [{0.0: [(0, 0)]}, {15.0: [(0, 1), (3, 2)], 37.5: [(1, 5)]}, {15.0: [(2, 3)], -80.0: [(2, 4), (0, 6), (1, 7)]}]
 ROWS = 8
 TOLERANCE = {np.float64: 1e-13, np.float32: 1e-6}
 
 
-def directions(seed: int) -> np.ndarray:
-    """Everywhere on the sphere, among them the poles and a quarter turn, whose points lie on the lattice itself."""
-    rng = np.random.default_rng(seed)
-    some = rng.uniform([0, 0, 0], [360, 180, 0], (len(TURNS), 3))
+def some_turns(seed: int) -> Turns:
+    """Rows of three directions everywhere on the sphere, among them the poles and a quarter turn, whose points lie on the
+    lattice itself; some of the rows share an interpolation."""
+    some = np.random.default_rng(seed).uniform([0, 0, 0], [360, 180, 0], (3, 3))
     some[0] = [(0, 0, 0), (90, 90, 0), (0, 180, 0)][seed % 3]
-    return euler_to_matrix(some)
+    direction, base, quarter = np.array(
+        [(0, 0, 0), (1, 1, 0), (1, 1, 3), (1, 2, 1), (2, 1, 2), (2, 3, 0), (2, 3, 1), (2, 3, 2)]
+    ).T
+    return Turns(euler_to_matrix(some), direction, base, quarter, np.array([0.0, 15.0, 37.5, -80.0]))
 
 
 def both(dtype) -> tuple[Projector, CompiledProjector]:
@@ -49,28 +52,30 @@ def gap(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("seed", range(6))
 def test_the_compiled_loops_give_scipys_numbers(dtype, seed):
     plain, quick = both(dtype)
-    reference, d = plain.prepare(MAP), directions(seed)
-    expected, found = (np.full((ROWS, len(plain.ball)), np.nan, plain.complex) for _ in range(2))
-    for projector, out in ((plain, expected), (quick, found)):
-        projector.rotate_rows(reference, d, TURNS, out)
-    assert gap(expected, found) < TOLERANCE[dtype]
-    assert gap(plain.tilt(reference, d), quick.tilt(reference, d)) < TOLERANCE[dtype]
-    cubes = np.zeros((2, 3, plain.grid.size), dtype)
-    for projector, cube in zip((plain, quick), cubes, strict=True):
-        projector.scatter_rows(cube, d, TURNS, *rows_of(plain, seed))
-    assert gap(cubes[0, :2], cubes[1, :2]) < TOLERANCE[dtype]
-    assert gap(cubes[0, 2], cubes[1, 2]) < TOLERANCE[dtype]
+    reference, turns = plain.prepare(MAP), some_turns(seed)
+    assert gap(plain.rotate_rows(reference, turns), quick.rotate_rows(reference, turns)) < TOLERANCE[dtype]
+    assert gap(plain.tilt(reference, turns.tilts), quick.tilt(reference, turns.tilts)) < TOLERANCE[dtype]
+    slabs, weights = (np.random.default_rng(seed).normal(size=(3, plain.width**2, n)).astype(dtype) for n in (20, 10))
+    for add in (
+        lambda projector, cube: projector.scatter_rows(cube, turns, *rows_of(plain, seed)),
+        lambda projector, cube: projector.add_tilt_adjoint(cube, turns.tilts, list(slabs), list(weights)),
+    ):
+        cubes = np.zeros((2, 3, plain.grid.size), dtype)
+        for projector, cube in zip((plain, quick), cubes, strict=True):
+            add(projector, cube)
+        assert gap(cubes[0, :2], cubes[1, :2]) < TOLERANCE[dtype]
+        assert gap(cubes[0, 2], cubes[1, 2]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("kind", [Projector, CompiledProjector])
 def test_scattering_rows_is_the_adjoint_of_rotating_them(kind):
     projector = kind(BOX, RADIUS, np.float64)
     for seed in range(4):
-        d, (data, total) = directions(seed), rows_of(projector, seed)
+        turns, (data, total) = some_turns(seed), rows_of(projector, seed)
         x = np.random.default_rng(seed).normal(size=(2, projector.grid.size))
-        rows, cube = np.empty_like(data), np.zeros((3, projector.grid.size))
-        projector.rotate_rows(x, d, TURNS, rows)
-        projector.scatter_rows(cube, d, TURNS, data, total)
+        cube = np.zeros((3, projector.grid.size))
+        rows = projector.rotate_rows(x, turns)
+        projector.scatter_rows(cube, turns, data, total)
         assert (rows.conj() * data).real.sum() == pytest.approx((x * cube[:2]).sum(), rel=1e-11)
         assert cube[2].min() >= 0
 
@@ -89,11 +94,11 @@ def test_scattering_adds_to_what_is_there_and_does_not_depend_on_what_a_thread_d
     projector = CompiledProjector(BOX, RADIUS, np.float64)
     data, total = rows_of(projector, 1)
     once, twice = np.zeros((2, 3, projector.grid.size))
-    projector.scatter_rows(once, directions(1), TURNS, data, total)
-    projector.rotate_rows(projector.prepare(MAP), directions(2), TURNS, np.empty_like(data))
-    projector.scatter_rows(twice, directions(1), TURNS, data, total)
+    projector.scatter_rows(once, some_turns(1), data, total)
+    projector.rotate_rows(projector.prepare(MAP), some_turns(2))
+    projector.scatter_rows(twice, some_turns(1), data, total)
     np.testing.assert_array_equal(once, twice)
-    projector.scatter_rows(twice, directions(1), TURNS, data, total)
+    projector.scatter_rows(twice, some_turns(1), data, total)
     np.testing.assert_allclose(twice, 2 * once, rtol=1e-12, atol=1e-12)
 
 
@@ -102,9 +107,7 @@ def test_threads_do_not_disturb_each_other():
     reference = projector.prepare(MAP)
 
     def rotated(seed: int) -> np.ndarray:
-        out = np.empty((ROWS, len(projector.ball)), projector.complex)
-        projector.rotate_rows(reference, directions(seed), TURNS, out)
-        return out
+        return projector.rotate_rows(reference, some_turns(seed))
 
     alone = [rotated(seed) for seed in range(12)]
     with ThreadPoolExecutor(4) as pool:
@@ -117,6 +120,8 @@ def test_what_is_not_a_rotation_is_refused_before_anything_is_read(wrong):
     projector = CompiledProjector(BOX, RADIUS, np.float32)
     with pytest.raises(ValueError, match="not rotations"):
         projector.tilt(projector.prepare(MAP), wrong)
+    with pytest.raises(ValueError, match="not rotations"):
+        projector.rotate_rows(projector.prepare(MAP), Turns.single(wrong))
 
 
 def test_the_compiled_projector_is_used_where_numba_is_and_scipys_where_it_is_not(monkeypatch):

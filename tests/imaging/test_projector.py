@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from vdamkit.imaging.halfball import gather_half_ball, half_ball, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
-from vdamkit.imaging.projector import PaddedGrid, Projector, split_spin
+from vdamkit.imaging.projector import PaddedGrid, Projector
+from vdamkit.imaging.turns import Turns
 from vdamkit.sampling.euler import euler_to_matrix
 
 BOX, RADIUS = 24, 10
@@ -171,7 +172,8 @@ def test_result_is_friedel_symmetric():
 
 def test_spin_and_tilt_make_the_rotation():
     for rotation in random_rotations(20, 10):
-        direction, psi = split_spin(rotation)
+        turns = Turns.one(rotation)
+        direction, psi = turns.tilts[0], float(turns.psis[0])
         np.testing.assert_allclose(euler_to_matrix([0, 0, psi]) @ direction, rotation, atol=1e-9)
         tilted = DOUBLE.tilt(PREPARED, direction[None])[0]
         spun = DOUBLE.on_ball(DOUBLE.spin(tilted, psi), 0, np.empty(len(DOUBLE.ball), complex))

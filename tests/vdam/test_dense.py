@@ -5,10 +5,10 @@ import pytest
 from helpers_vdamkit import Blobs, make_search
 
 from vdamkit.imaging.halfball import half_ball, half_turn_pairs
+from vdamkit.imaging.turns import turns_of
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.shifts import shift_grid
 from vdamkit.vdam.dense import ByHalfTurns, RowByRow, dense_scorer, interleaved
-from vdamkit.vdam.posterior import rotate_rows
 from vdamkit.vdam.search import Level
 
 BOX, RADIUS = 16, 7
@@ -22,7 +22,9 @@ def scorer_of(orientations, order=1, symmetry="C1", classes=1, dtype="float64", 
     projector, references = search.projector(RADIUS), search.prepared(RADIUS)
 
     def rotate(some: np.ndarray) -> np.ndarray:
-        return np.concatenate([rotate_rows(projector, reference, grid, perturbation, some) for reference in references])
+        return np.concatenate(
+            [projector.rotate_rows(reference, turns_of(grid, perturbation, some)) for reference in references]
+        )
 
     phases = projector.ball.phases(shifts, BOX, projector.complex)
     scorer = dense_scorer(lambda some, parts_of: parts_of(rotate(some)), grid, orientations, RADIUS, phases)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+LINE = 64  # bytes of a line of the cache
+
 
 class Scratch(threading.local):
     """Arrays that each thread uses again and again. What is in one lasts until the thread asks for its name again."""
@@ -25,8 +27,21 @@ class Scratch(threading.local):
         size, key = math.prod(shape), (name, dtype)
         kept = self._arrays.get(key)
         if kept is None or len(kept) < size:
-            kept = self._arrays[key] = np.empty(size, dtype)
+            kept = self._arrays[key] = _in_line(size, dtype)
         return kept[:size].reshape(shape)
+
+    def zeros(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """:meth:`empty`, cleared."""
+        out = self.empty(name, shape, dtype)
+        out[...] = 0
+        return out
+
+
+def _in_line(size: int, dtype: Any) -> np.ndarray:
+    """An empty array that begins with a line of the cache, so that short vectors do not lie across two."""
+    raw = np.empty(size * np.dtype(dtype).itemsize + LINE, np.uint8)
+    begin = -raw.ctypes.data % LINE
+    return raw[begin : len(raw) - LINE + begin].view(dtype)
 
 
 SCRATCH = Scratch()  # for all who use an operator at once and then make the next

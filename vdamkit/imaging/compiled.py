@@ -1,7 +1,8 @@
 """The projector's inner loops compiled by Numba (the extra `[fast]`): the same numbers as SciPy's, in a third of the time.
 
-Each is compiled when it is first called, half a second to one and a half, and kept beside this file, or in the user's cache
-where nothing can be written there. None needs the interpreter, so that worker threads do not wait for each other.
+Each is compiled when it is first called, half a second to two, and kept beside this file, or in the user's cache where nothing
+can be written there. None needs the interpreter, and one call does many rotations, so that worker threads do not wait for each
+other.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import numpy as np
 from numba import njit
 
 from vdamkit.backend.kept import SCRATCH
-from vdamkit.imaging.projector import PAD, TAPS, Projector, Turns, mean_absolute_sum
+from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum
+from vdamkit.imaging.simd import BYTES, fused, load, scaled, store
+from vdamkit.imaging.turns import Turns
 
 # sums may be taken in any order and nothing is ever infinite: what vector instructions ask for
 compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz", "arcp", "nnan", "ninf"})
@@ -60,13 +63,13 @@ def tilt(cube, turn, half_width, points, places, slab):
 
 
 @compiled
-def tilt_adjoint(slab, weight, turn, half_width, points, places, cube):
+def tilt_adjoint(slab, weight, turn, half_width, points, places, weight_places, cube):
     """Adjoint of :func:`tilt`, added to `cube` `(3, size)`; its third row takes the weights, which have no phase."""
     real, imaginary, weights = cube[0], cube[1], cube[2]
     one, row, plane = _steps(half_width)
     for i in range(points.shape[1]):
         at, x, y, z, sign = _cell(turn, half_width, points[0, i], points[1, i], points[2, i])
-        re, im, w = slab[2 * places[i]], sign * slab[2 * places[i] + 1], weight[places[i]]
+        re, im, w = slab[2 * places[i]], sign * slab[2 * places[i] + 1], weight[weight_places[i]]
         ny, nz = np.float32(1) - y, np.float32(1) - z
         for corner in range(4):
             share = (z if corner >= 2 else nz) * (y if corner % 2 else ny)
@@ -81,142 +84,189 @@ def tilt_adjoint(slab, weight, turn, half_width, points, places, cube):
 
 
 @compiled
-def spin(slab, columns, weights, depths, slots, quarters, rows, out):
-    """A cylinder turned in the plane; member m of the turn is row ``rows[m]`` of `out`, after ``quarters[m]`` quarter turns."""
-    values = np.empty(slab.shape[1], slab.dtype)
-    for i in range(len(depths)):
-        values[:] = 0
-        for tap in range(0, TAPS * TAPS, TAPS):
-            a = np.uint64(columns[i, tap])  # the taps along x are neighbours
-            w0, w1, w2, w3 = weights[i, tap], weights[i, tap + 1], weights[i, tap + 2], weights[i, tap + 3]
-            for z in range(2 * depths[i]):
-                values[z] += w0 * slab[a, z] + w1 * slab[a + 1, z] + w2 * slab[a + 2, z] + w3 * slab[a + 3, z]
-        for m in range(len(rows)):
-            for z in range(depths[i]):
-                out[rows[m], slots[quarters[m], i, z]] = complex(values[2 * z], values[2 * z + 1])
+def _line(slab, at, weights):
+    """Sum over the taps along x."""
+    total = scaled(load(slab, at), weights[0])
+    for x in range(1, TAPS):
+        total = fused(load(slab, at + x * slab.shape[1]), weights[x], total)
+    return total
 
 
 @compiled
-def collect(data, total, depths, slots, quarters, rows, planes, weight_planes):
-    """Sums of the rows of a turn, `data` complex and `total` real, on the planes of the half-ball."""
+def spin(slab, width, first, taps, depths, planes):
+    """A cylinder turned in the plane: of each column of `planes`, the taps along x and y of those from ``first`` on."""
+    depth = slab.shape[1]
     for i in range(len(depths)):
-        planes[i] = 0
-        weight_planes[i] = 0
-        for m in range(len(rows)):
-            for z in range(depths[i]):
-                at = slots[quarters[m], i, z]
-                planes[i, 2 * z] += data[rows[m], at].real
-                planes[i, 2 * z + 1] += data[rows[m], at].imag
-                weight_planes[i, z] += total[rows[m], at]
+        for z in range(0, 2 * depths[i], BYTES // slab.itemsize):
+            at = depth * first[i] + z
+            total = scaled(_line(slab, at, taps[i, 0]), taps[i, 1, 0])
+            for y in range(1, TAPS):
+                total = fused(_line(slab, at + y * depth * width, taps[i, 0]), taps[i, 1, y], total)
+            store(planes, i * depth + z, total)
+
+
+@compiled
+def rotate(cube, turns, half_width, points, places, width, spins, first, taps, depths, at, slab, planes, whole, out):
+    """All spins, one direction after the other: its cylinder stays in the cache. `whole`: `planes` as complex numbers, which
+    the row of each quarter turn reads `at` other places."""
+    for s in range(len(spins)):
+        direction, base = spins[s, 0], spins[s, 1]
+        if s == 0 or direction != spins[s - 1, 0]:
+            tilt(cube, turns[direction], half_width, points, places, slab.reshape(-1))
+        spin(slab, width, first[base], taps[base], depths, planes)
+        for quarter in range(4):
+            if spins[s, 2 + quarter] >= 0:
+                row, places_of = out[spins[s, 2 + quarter]], at[quarter]
+                for j in range(len(row)):
+                    row[j] = whole[places_of[j]]
 
 
 @compiled
 def spin_adjoint(planes, weight_planes, starts, sources, weights, depths, scale, slab, weight):
-    """Adjoint of the turn in the plane, added to `slab`; to `weight` with absolute weights, times `scale`."""
+    """Adjoint of :func:`spin`, added to `slab`; to `weight` with absolute weights, times `scale`."""
+    lanes, depth, weight_depth = BYTES // slab.itemsize, slab.shape[1], weight.shape[1]
     for column in range(len(depths)):
-        n, e, last = depths[column], starts[column], starts[column + 1]
-        while e + 4 <= last:  # four sources at a time: fewer passes over the column that is written
-            a, b, c, d = sources[e], sources[e + 1], sources[e + 2], sources[e + 3]
-            w0, w1, w2, w3 = weights[e], weights[e + 1], weights[e + 2], weights[e + 3]
-            for z in range(2 * n):
-                slab[column, z] += w0 * planes[a, z] + w1 * planes[b, z] + w2 * planes[c, z] + w3 * planes[d, z]
-            w0, w1, w2, w3 = scale * abs(w0), scale * abs(w1), scale * abs(w2), scale * abs(w3)
-            for z in range(n):
-                weight[column, z] += (
-                    w0 * weight_planes[a, z] + w1 * weight_planes[b, z] + w2 * weight_planes[c, z] + w3 * weight_planes[d, z]
-                )
-            e += 4
-        while e < last:
-            a, w0 = sources[e], weights[e]
-            for z in range(2 * n):
-                slab[column, z] += w0 * planes[a, z]
-            for z in range(n):
-                weight[column, z] += scale * abs(w0) * weight_planes[a, z]
-            e += 1
+        begin, end = starts[column], starts[column + 1]
+        for z in range(0, 2 * depths[column], lanes):
+            total = load(slab, column * depth + z)
+            for e in range(begin, end):
+                total = fused(load(planes, sources[e] * depth + z), weights[e], total)
+            store(slab, column * depth + z, total)
+        for z in range(0, depths[column], lanes):
+            total = load(weight, column * weight_depth + z)
+            for e in range(begin, end):
+                total = fused(load(weight_planes, sources[e] * weight_depth + z), scale * abs(weights[e]), total)
+            store(weight, column * weight_depth + z, total)
+
+
+@compiled
+def scatter(
+    cube, turns, half_width, points, places, weight_places, spins, starts, sources, weights, depths, scale, at, weight_at,
+    slab, weight, planes, whole, weight_planes, data, total,
+):  # fmt: skip
+    """Adjoint of :func:`rotate`: the spins of a direction are summed on its cylinder, and that is scattered once."""
+    for s in range(len(spins)):
+        direction, base = spins[s, 0], spins[s, 1]
+        if s == 0 or direction != spins[s - 1, 0]:
+            slab[:], weight[:] = 0, 0
+        planes[:], weight_planes[:] = 0, 0
+        for quarter in range(4):
+            row = spins[s, 2 + quarter]
+            if row >= 0:
+                for j in range(data.shape[1]):
+                    whole[at[quarter, j]] += data[row, j]
+                    weight_planes[weight_at[quarter, j]] += total[row, j]
+        spin_adjoint(
+            planes, weight_planes, starts[base], sources, weights, depths[base], scale, slab, weight,
+        )  # fmt: skip
+        if s + 1 == len(spins) or direction != spins[s + 1, 0]:
+            tilt_adjoint(
+                slab.reshape(-1), weight.reshape(-1), turns[direction], half_width, points, places, weight_places, cube
+            )  # fmt: skip
 
 
 class CompiledProjector(Projector):
-    """A :class:`Projector` whose work is done by the functions above."""
+    """A :class:`Projector` whose work is done by the functions above.
+
+    Columns of its cylinders and planes, and of those of weights, are filled up to whole vectors.
+    """
 
     compiled = True
     directions_at_once = 1  # nothing is gained by more
 
     def __init__(self, box: int, radius: int, dtype=np.float32):
         super().__init__(box, radius, dtype)
-        self._places = self.source_at.astype(np.int32)
+        lanes = BYTES // self.dtype.itemsize
+        self._depth, self._weight_depth = (-(-n // lanes) * lanes for n in (2 * radius, radius))  # of a column, numbers
+        column, z = np.divmod(self.source_at, radius)
+        self._places = (column * (self._depth // 2) + z).astype(np.int32)
+        self._weight_places = (column * self._weight_depth + z).astype(np.int32)
         disc, kz = np.divmod(self.ball_at, radius)
-        self._slots = np.zeros((4, len(self.disc), radius), np.int32)  # place in the ball of every voxel of the planes
-        for slots, d, z in zip(self._slots, disc, kz, strict=True):
-            slots[d, z] = np.arange(len(self.ball))
-        self._depths = np.bincount(disc[0], minlength=len(self.disc)).astype(np.int32)
-        self._tables: dict[float, tuple] = {}
+        self._at = (disc * (self._depth // 2) + kz).astype(np.uint32)
+        self._weight_at = (disc * self._weight_depth + kz).astype(np.uint32)
+        self._depths = np.bincount(disc[0], minlength=len(self.disc))
+        self._forward: dict[bytes, tuple] = {}
+        self._backward: dict[bytes, tuple] = {}
 
-    def _turning(self, directions: np.ndarray) -> np.ndarray:
+    def _matrices(self, directions: np.ndarray) -> np.ndarray:
         turns = np.ascontiguousarray(PAD * directions.transpose(0, 2, 1), self.dtype)
         if not (np.square(turns).sum(2) < PAD**2 * 1.001).all():  # nothing else stops a read beyond the cube
             raise ValueError(f"not rotations: rows of lengths {np.linalg.norm(directions, axis=1).max()}")
         return turns
 
+    def _slab(self) -> Any:
+        return SCRATCH.zeros("slab", (self.width**2, self._depth), self.dtype)
+
     def tilt(self, reference: Any, directions: np.ndarray) -> Any:
         """As :meth:`Projector.tilt`; ValueError where `directions` are not rotations."""
-        slabs = np.zeros((len(directions), self.width**2, 2 * self.radius), self.dtype)
-        for turn, slab in zip(self._turning(directions), slabs, strict=True):
-            self._tilt(reference, turn, slab)
+        slabs, slab = np.empty((len(directions), self.width**2, 2 * self.radius), self.dtype), self._slab()
+        for turn, out in zip(self._matrices(directions), slabs, strict=True):
+            tilt(reference, turn, self.grid.half_width, self.source, self._places, slab.reshape(-1))
+            out[:] = slab[:, : 2 * self.radius]
         return slabs
-
-    def _tilt(self, reference: Any, turn: np.ndarray, slab: Any) -> None:
-        tilt(reference, turn, self.grid.half_width, self.source, self._places, slab.reshape(-1))
 
     def add_tilt_adjoint(self, cube: Any, directions: np.ndarray, slabs: list[Any], weights: list[Any]) -> None:
         """As :meth:`Projector.add_tilt_adjoint`; ValueError where `directions` are not rotations."""
-        for turn, slab, weight in zip(self._turning(directions), slabs, weights, strict=True):
-            self._add_tilt_adjoint(cube, turn, slab, weight)
+        places = self.source_at.astype(np.int32)
+        for turn, slab, weight in zip(self._matrices(directions), slabs, weights, strict=True):
+            tilt_adjoint(
+                slab.reshape(-1), weight.reshape(-1), turn, self.grid.half_width, self.source, places, places, cube
+            )  # fmt: skip
 
-    def _add_tilt_adjoint(self, cube: Any, turn: np.ndarray, slab: Any, weight: Any) -> None:
-        tilt_adjoint(slab.reshape(-1), weight.reshape(-1), turn, self.grid.half_width, self.source, self._places, cube)
+    def rotate_rows(self, reference: Any, turns: Turns) -> Any:
+        """As :meth:`Projector.rotate_rows`; ValueError where the tilts are not rotations."""
+        out = np.empty((len(turns.direction), len(self.ball)), self.complex)
+        planes = SCRATCH.empty("planes", (len(self.disc), self._depth), self.dtype)
+        rotate(
+            reference, self._matrices(turns.tilts), self.grid.half_width, self.source, self._places, self.width, turns.spins,
+            *self._taps(turns.psis), self._depths, self._at, self._slab(), planes, planes.reshape(-1).view(self.complex), out,
+        )  # fmt: skip
+        return out
 
-    def rotate_rows(self, reference: Any, directions: np.ndarray, turns: list[Turns], out: Any) -> None:
-        """As :meth:`Projector.rotate_rows`, one direction after the other on a cylinder that stays in the cache."""
-        slab = SCRATCH.empty("slab", (self.width**2, 2 * self.radius), self.dtype)
-        slab[:] = 0
-        for turn, spins in zip(self._turning(directions), turns, strict=True):
-            self._tilt(reference, turn, slab)
-            for psi, members in spins.items():
-                quarters, rows = np.array(members).T
-                spin(slab, *self._table(psi)[0], self._depths, self._slots, quarters, rows, out)
-
-    def scatter_rows(self, cube: Any, directions: np.ndarray, turns: list[Turns], data: Any, total: Any) -> None:
-        """As :meth:`Projector.scatter_rows`: the turns of a direction are summed on its cylinder, and that is scattered once.
-
-        data `(rows, n)` complex and total `(rows, n)` real are read, `cube` `(3, grid.size)` is added to.
-        """
-        columns, discs, depth = self.width**2, len(self.disc), self.radius
-        slab = SCRATCH.empty("slab", (columns, 2 * depth), self.dtype)
-        weight = SCRATCH.empty("slab weight", (columns, depth), self.dtype)
-        planes = SCRATCH.empty("planes", (discs, 2 * depth), self.dtype)
-        weight_planes = SCRATCH.empty("weight planes", (discs, depth), self.dtype)
+    def scatter_rows(self, cube: Any, turns: Turns, data: Any, total: Any) -> None:
+        """As :meth:`Projector.scatter_rows`; ValueError where the tilts are not rotations."""
+        columns, discs = self.width**2, len(self.disc)
+        slab = SCRATCH.empty("slab", (columns, self._depth), self.dtype)
+        weight = SCRATCH.empty("slab weight", (columns, self._weight_depth), self.dtype)
+        planes = SCRATCH.empty("planes", (discs, self._depth), self.dtype)
+        weight_planes = SCRATCH.empty("weight planes", (discs * self._weight_depth,), self.dtype)
         scale = self.dtype.type(1 / mean_absolute_sum())
-        for turn, spins in zip(self._turning(directions), turns, strict=True):
-            slab[:], weight[:] = 0, 0
-            for psi, members in spins.items():
-                quarters, rows = np.array(members).T
-                collect(data, total, self._depths, self._slots, quarters, rows, planes, weight_planes)
-                spin_adjoint(planes, weight_planes, *self._table(psi)[1], scale, slab, weight)
-            self._add_tilt_adjoint(cube, turn, slab, weight)
+        scatter(
+            cube, self._matrices(turns.tilts), self.grid.half_width, self.source, self._places, self._weight_places,
+            turns.spins, *self._sources(turns.psis), scale, self._at, self._weight_at, slab, weight, planes,
+            planes.reshape(-1).view(self.complex), weight_planes, data, total,
+        )  # fmt: skip
 
-    def _table(self, psi: float) -> tuple[tuple, tuple]:
-        """What a turn reads, and what its adjoint does."""
-        made = self._tables.get(psi)
+    def _taps(self, psis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each angle and column of the half-ball: the cylinder's column where its taps begin, and their weights along x and
+        y, `(angles, discs, 2, TAPS)`."""
+        made = _kept(self._forward, psis)
         if made is None:
-            if len(self._tables) > 1024:
-                self._tables.clear()
-            turn, back, _ = self.spin_matrices(psi)
-            back = back.tocsr()
-            source_depths = np.append(self._depths[back.indices], 0)
-            depths = np.maximum.reduceat(source_depths, back.indptr[:-1]) * (np.diff(back.indptr) > 0)
-            shape = (len(self.disc), TAPS * TAPS)
-            made = self._tables[psi] = (
-                (turn.indices.reshape(shape), turn.data.reshape(shape)),
-                (back.indptr, back.indices, back.data, depths.astype(np.int32)),
-            )
+            first, wx, wy = self.spin_taps(psis)
+            made = self._forward[psis.tobytes()] = (first, np.stack([wx, wy], 2).astype(self.dtype))
         return made
+
+    def _sources(self, psis: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The other way round: where each cylinder column's entries begin `(angles, columns + 1)`; their columns of the
+        half-ball and their weights; and how deep the deepest of them is `(angles, columns)`."""
+        made = _kept(self._backward, psis)
+        if made is None:
+            backs = [self.spin_matrices(float(psi))[1].tocsr() for psi in psis]
+            before = np.cumsum([0, *(back.nnz for back in backs)])[:-1]
+            starts = np.stack([back.indptr + n for back, n in zip(backs, before, strict=True)]).astype(np.int64)
+            sources = np.concatenate([back.indices for back in backs])
+            deepest = [
+                np.maximum.reduceat(np.append(self._depths[back.indices], 0), back.indptr[:-1]) * (np.diff(back.indptr) > 0)
+                for back in backs
+            ]
+            made = starts, sources.astype(np.int64), np.concatenate([back.data for back in backs]), np.stack(deepest)
+            self._backward[psis.tobytes()] = made
+        return made
+
+
+def _kept(tables: dict[bytes, tuple], psis: np.ndarray) -> tuple | None:
+    """The tables of some angles; room is made for new ones."""
+    made = tables.get(psis.tobytes())
+    if made is None and len(tables) >= 64:
+        tables.clear()
+    return made

@@ -7,8 +7,6 @@ own order, by |k|, would scatter every read.) Columns of an odd length are fille
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,47 +14,9 @@ import numpy as np
 from vdamkit.backend.device import Device
 from vdamkit.backend.twins import KZ_BITS, TILE
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
+from vdamkit.imaging.turns import Turns
 
 UNASKED = 2**28  # bytes taken without a look at the free memory, which takes longer than some work; fewer once it ran out
-
-
-@dataclass(frozen=True)
-class Turns:
-    """Rotations as the projector takes them: sorted by direction, which a cylinder serves.
-
-    An angle psi is a base angle and 0 … 3 quarter turns, which only permute voxels: one interpolation serves up to four rows.
-    """
-
-    tilts: np.ndarray  # (d, 3, 3): the part of each direction that does not depend on psi
-    direction: np.ndarray  # (rows,) number of each row's direction, ascending
-    base: np.ndarray  # (rows,) number of each row's base angle in `psis`
-    quarter: np.ndarray  # (rows,) its quarter turns; no two rows have all three the same
-    psis: np.ndarray  # (angles,) base angles, degrees
-
-    @classmethod
-    def single(cls, rotations: np.ndarray) -> Turns:
-        """Rotations `(n, 3, 3)` that share no direction: all of each is its tilt."""
-        n = len(rotations)
-        return cls(rotations, np.arange(n), np.zeros(n, int), np.zeros(n, int), np.zeros(1))
-
-    @cached_property
-    def spins(self) -> np.ndarray:
-        """The interpolations to be done, sorted by direction, `(s, 6)` int32: direction, base angle, and the row that each
-        quarter turn gives, or -1."""
-        keys, number = np.unique(self.direction * len(self.psis) + self.base, return_inverse=True)
-        out = np.full((len(keys), 6), -1, np.int32)
-        out[:, 0], out[:, 1] = np.divmod(keys, len(self.psis))
-        out[number, 2 + self.quarter] = np.arange(len(number))
-        return out
-
-    def pieces(self, directions: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Tilts and spins of so many directions at a time, which the spins count from 0."""
-        out = []
-        for first in range(0, len(self.tilts), directions):
-            tilts = self.tilts[first : first + directions]
-            ends = np.searchsorted(self.spins[:, 0], (first, first + len(tilts)))
-            out.append((tilts, self.spins[slice(*ends)] - np.array([first, 0, 0, 0, 0, 0], np.int32)))
-        return out
 
 
 class DeviceProjector:

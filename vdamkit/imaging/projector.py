@@ -24,10 +24,10 @@ from vdamkit.backend.device import HOST, Device
 from vdamkit.backend.kept import SCRATCH
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.trilinear import corners, csr_rows, transposed
+from vdamkit.imaging.turns import Turns
 
 PAD = 2  # real-space padding of the sampled transform
 TAPS = 4  # taps per axis of the in-plane interpolation
-Turns = dict[float, list[tuple[int, int]]]  # by psi, degrees: quarter turns after it, and a row for each
 PASSBAND = 0.30  # of the box: extent (±) for which the in-plane weights are optimal
 
 
@@ -262,47 +262,39 @@ class Projector:
             planes[self.ball_at[quarter]] += some  # no place twice
         return planes
 
-    # both, for the rotations of a grid ----------------------------------------------------------------------------
+    # both, for many rotations -------------------------------------------------------------------------------------
 
-    def rotate_rows(self, reference: Any, directions: np.ndarray, turns: list[Turns], out: Any) -> None:
-        """The reference at all turns that are asked for, onto rows of `out` `(rows, n)` complex.
+    def rotate_rows(self, reference: Any, turns: Turns) -> Any:
+        """Values of the rotated reference on the half-ball at each of some rotations A, ``reference(A^T k)``: `(rows, n)`
+        complex.
 
-        directions: `(d, 3, 3)` as for :meth:`tilt`. turns: of each, by psi in degrees, the quarter turns after it and the row
-        of each.
+        `reference` from :meth:`prepare`. Source: RELION projector.cpp:rotate3D (trilinear there, see the module's text).
         """
-        for slab, spins in zip(self.cylinders(reference, directions), turns, strict=True):
-            for psi, members in spins.items():
-                planes = self.spin(slab, psi)
-                for quarter, row in members:
+        out = np.empty((len(turns.direction), len(self.ball)), self.complex)
+        for tilts, spins in turns.pieces(self.directions_at_once):
+            slabs = self.tilt(reference, tilts)
+            for number, base, *rows in spins.tolist():
+                planes = self.spin(slabs[number], float(turns.psis[base]))
+                for quarter, row in _used(rows):
                     self.on_ball(planes, quarter, out[row])
+        return out
 
-    def scatter_rows(self, cube: Any, directions: np.ndarray, turns: list[Turns], data: Any, total: Any) -> None:
+    def scatter_rows(self, cube: Any, turns: Turns, data: Any, total: Any) -> None:
         """Adjoint of :meth:`rotate_rows` for `data` `(rows, n)` complex, added to the first two rows of `cube`
         `(3, grid.size)`; to the third the sums of `total` `(rows, n)` real, as :meth:`spread_weight` has them."""
-        at_once = 2 * self.directions_at_once  # each time costs a pass over the cube
-        for first in range(0, len(directions), at_once):
-            slabs, weights = [], []
-            for spins in turns[first : first + at_once]:
-                slab = weight = 0
-                for psi, members in spins.items():
-                    slab = slab + self.spin_adjoint([(quarter, data[j]) for quarter, j in members], psi)
-                    weight = weight + self.spread_weight([(quarter, total[j]) for quarter, j in members], psi)
-                slabs.append(slab)
-                weights.append(weight)
-            self.add_tilt_adjoint(cube, directions[first : first + at_once], slabs, weights)
+        for tilts, spins in turns.pieces(2 * self.directions_at_once):  # each time costs a pass over the cube
+            slabs, weights = [0] * len(tilts), [0] * len(tilts)
+            for number, base, *rows in spins.tolist():
+                psi, used = float(turns.psis[base]), _used(rows)
+                slabs[number] = slabs[number] + self.spin_adjoint([(quarter, data[row]) for quarter, row in used], psi)
+                weights[number] = weights[number] + self.spread_weight([(quarter, total[row]) for quarter, row in used], psi)
+            self.add_tilt_adjoint(cube, tilts, slabs, weights)
 
-    # both, for any rotation --------------------------------------------------------------------------------------
+    # both, for one ------------------------------------------------------------------------------------------------
 
     def rotate(self, reference: Any, rotation: np.ndarray) -> Any:
-        """Values of the rotated reference on the half-ball: ``reference(A^T k)``, `(n,)` complex.
-
-        `reference` from :meth:`prepare`; `rotation` `(3, 3)` as :func:`euler_to_matrix` gives it.
-        Source: RELION projector.cpp:rotate3D (trilinear there, see the module's text).
-        """
-        direction, psi = split_spin(rotation)
-        out = np.empty((1, len(self.ball)), self.complex)
-        self.rotate_rows(reference, direction[None], [{psi: [(0, 0)]}], out)
-        return out[0]
+        """:meth:`rotate_rows` for one rotation `(3, 3)` as :func:`euler_to_matrix` gives it: `(n,)` complex."""
+        return self.rotate_rows(reference, Turns.one(rotation))[0]
 
     def adjoint(self, rotation: np.ndarray, values: Any) -> Any:
         """Adjoint of :meth:`rotate` (as a real-linear map): `(n,)` complex → padded half cube `(2, grid.size)`."""
@@ -310,18 +302,14 @@ class Projector:
 
     def scatter(self, rotation: np.ndarray, values: Any, weight: Any) -> Any:
         """:meth:`adjoint` of `values` and, as a third row, the sums of `weight`: `(3, grid.size)`."""
-        direction, psi = split_spin(rotation)
         cube = np.zeros((3, self.grid.size), self.dtype)
-        self.scatter_rows(cube, direction[None], [{psi: [(0, 0)]}], values[None], weight[None])
+        self.scatter_rows(cube, Turns.one(rotation), values[None], weight[None])
         return cube
 
 
-def split_spin(rotation: np.ndarray) -> tuple[np.ndarray, float]:
-    """``rotation = Rz'(psi) @ direction`` with direction of zero psi; psi in degrees."""
-    from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler
-
-    rot, tilt, psi = matrix_to_euler(rotation)
-    return euler_to_matrix([rot, tilt, 0.0]), float(psi)
+def _used(rows: list[int]) -> list[tuple[int, int]]:
+    """Quarter turns and the rows that they give."""
+    return [(quarter, row) for quarter, row in enumerate(rows) if row >= 0]
 
 
 @lru_cache(maxsize=16)

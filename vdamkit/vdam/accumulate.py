@@ -20,7 +20,8 @@ import numpy as np
 
 from vdamkit.backend.kept import KEPT
 from vdamkit.imaging.projector import Projector
-from vdamkit.vdam.posterior import interleaved, rotate_rows, turns_by_direction
+from vdamkit.imaging.turns import turns_of
+from vdamkit.vdam.posterior import interleaved
 from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
@@ -166,9 +167,7 @@ def _group_sums(
         from vdamkit.vdam.narrow import sums
     data, total, terms = sums(batch, raw, members, posteriors, union, model, phases, optics)
     noise[optics] += projector.ball.shell_sums(terms * projector.ball.weight)
-    present, turns = turns_by_direction(level.grid, union)
-    tilts = level.grid.tilts(search.perturbation, present)
-    projector.scatter_rows(cube, tilts, turns, data, np.maximum(total, 0))
+    projector.scatter_rows(cube, turns_of(level.grid, search.perturbation, union), data, np.maximum(total, 0))
 
 
 def _matrix_sums(
@@ -208,7 +207,7 @@ def _rotated(search: Search, projector: Projector, key: tuple, union: np.ndarray
         orientations, rows = search.kept[key]
         return rows if len(rows) == len(union) else rows[np.searchsorted(orientations, union)]
     level = search.levels[-1]
-    return rotate_rows(projector, search.prepared(level.radius)[key[0]], level.grid, search.perturbation, union)
+    return projector.rotate_rows(search.prepared(level.radius)[key[0]], turns_of(level.grid, search.perturbation, union))
 
 
 def _own_power(search: Search, projector: Projector, raw: RawBatch, n_optics: int) -> tuple[np.ndarray, np.ndarray]:

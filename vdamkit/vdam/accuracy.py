@@ -8,8 +8,9 @@ import numpy as np
 
 from vdamkit.backend import Backend
 from vdamkit.backend.device import HOST, Device, or_on_host
-from vdamkit.imaging.device_projector import Turns, device_projector
+from vdamkit.imaging.device_projector import device_projector
 from vdamkit.imaging.projector import Projector
+from vdamkit.imaging.turns import Turns
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.orientations import angular_step
 from vdamkit.state import State
@@ -59,11 +60,7 @@ def _rotated(volume: np.ndarray, projector: Projector, backend: Backend, rotatio
         if device is HOST:
             cube = projector.prepare(volume)
 
-            def rotate(rotation: np.ndarray) -> np.ndarray:  # all of it as a tilt, as on a device
-                slab = projector.tilt(cube, rotation[None])[0]
-                return projector.on_ball(projector.spin(slab, 0.0), 0, np.empty(len(projector.ball), projector.complex))
-
-            return np.stack(backend.map(rotate, many))
+            return np.concatenate(backend.map(lambda one: projector.rotate_rows(cube, Turns.single(one[None])), many))
         there = device_projector(projector, device)
         return device.get(there.rotate(there.prepare(volume), Turns.single(many)))[:, there.place]
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.imaging.projector import Projector, Turns
+from vdamkit.imaging.turns import turns_of
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.dense import dense_scorer, interleaved, scored_energy
 from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
@@ -29,27 +29,6 @@ PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_s
 ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
 COLUMNS = 128  # moved images that are scored in one product
 WASTE = 8  # scores that one product may have for each that is wanted, before particles are scored one by one
-
-
-def rotate_rows(
-    projector: Projector, reference: Any, grid: OrientationGrid, perturbation: float, orientations: np.ndarray
-) -> Any:  # fmt: skip
-    """The reference at some orientations of a grid, `(rows, n)`; `orientations` ascending."""
-    rows = np.empty((len(orientations), len(projector.ball)), projector.complex)
-    present, turns = turns_by_direction(grid, orientations)
-    projector.rotate_rows(reference, grid.tilts(perturbation, present), turns, rows)
-    return rows
-
-
-def turns_by_direction(grid: OrientationGrid, orientations: np.ndarray) -> tuple[np.ndarray, list[Turns]]:
-    """Ascending orientations by direction: its number; and by base angle, degrees, the quarter turns in use and their rows."""
-    directions, psis = np.divmod(orientations, grid.n_psi)
-    present, number = np.unique(directions, return_inverse=True)
-    out: list[Turns] = [{} for _ in present]
-    quarters, bases = grid.quarter_turns(psis)
-    for row, (d, quarter, psi) in enumerate(zip(number.tolist(), quarters.tolist(), grid.psis[bases].tolist(), strict=True)):
-        out[d].setdefault(psi, []).append((quarter, row))
-    return present, out
 
 
 # first level: everything, dense -------------------------------------------------------------------------------------
@@ -101,7 +80,7 @@ def _rotated_references(
     jobs = [(reference, slice(*ends)) for reference in prepared for ends in pairwise(cuts.tolist())]
 
     def parts(job: tuple[Any, slice]) -> tuple[Any, ...]:
-        return parts_of(rotate_rows(projector, job[0], level.grid, search.perturbation, orientations[job[1]]))
+        return parts_of(projector.rotate_rows(job[0], turns_of(level.grid, search.perturbation, orientations[job[1]])))
 
     return [np.concatenate(some) for some in zip(*search.backend.map(parts, jobs), strict=True)]
 
@@ -169,7 +148,7 @@ def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members
     projector = search.projector(level.radius)
     n, real = len(projector.ball), projector.dtype
     union = np.unique(np.concatenate([mine for _, mine in members]))
-    rows = rotate_rows(projector, search.prepared(level.radius)[k], level.grid, search.perturbation, union)
+    rows = projector.rotate_rows(search.prepared(level.radius)[k], turns_of(level.grid, search.perturbation, union))
     if level is search.levels[-1]:
         search.keep(key, union, rows)
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from vdamkit.imaging.device_projector import DeviceProjector
+from vdamkit.imaging.turns import turns_of
 from vdamkit.vdam.accumulate import Sums
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
-from vdamkit.vdam.batched.entries import Rows, turns_of
+from vdamkit.vdam.batched.entries import Rows
 from vdamkit.vdam.batched.posterior import Significant
 
 RUN = 32  # particles whose power one block of threads adds up

@@ -7,7 +7,6 @@ from functools import cached_property
 
 import numpy as np
 
-from vdamkit.imaging.device_projector import Turns
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.posterior import PAIRS
 
@@ -126,14 +125,6 @@ class Rows:
                 out.append(slice(begin, min(max(stop, begin + 1), end)))
                 begin = out[-1].stop
         return out
-
-
-def turns_of(grid: OrientationGrid, perturbation: float, orientations: np.ndarray) -> Turns:
-    """Orientations of a grid, ascending, as a projector takes them."""
-    directions, psi = np.divmod(orientations, grid.n_psi)
-    present, number = np.unique(directions, return_inverse=True)
-    quarter, base = grid.quarter_turns(psi)
-    return Turns(grid.tilts(perturbation, present), number, base, quarter, grid.psis[: grid.n_bases])
 
 
 def most_likely(

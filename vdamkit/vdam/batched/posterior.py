@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.twins import SCORE_COST
+from vdamkit.imaging.turns import turns_of
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
-from vdamkit.vdam.batched.entries import Entries, Rows, most_likely, turns_of
+from vdamkit.vdam.batched.entries import Entries, Rows, most_likely
 from vdamkit.vdam.posterior import interleaved
 from vdamkit.vdam.search import Level
 
