@@ -22,7 +22,7 @@ from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
 from vdamkit.settings import Settings
-from vdamkit.vdam.posterior import overlaps, run_search
+from vdamkit.vdam.posterior import run_search
 from vdamkit.vdam.search import Level, coarse_radius, is_local, plan_levels
 
 BOX, RADIUS = 16, 7
@@ -59,18 +59,6 @@ def grid_poses(search, n: int, seed: int, classes: int = 1) -> tuple[list[Pose],
 def softmax(log: np.ndarray) -> np.ndarray:
     p = np.exp(log - log.max())
     return p / p.sum()
-
-
-@pytest.mark.parametrize("waste", [0, 8, 1000])
-def test_particles_scored_together_or_one_by_one(waste, monkeypatch):
-    monkeypatch.setattr("vdamkit.vdam.posterior.WASTE", waste)
-    rng = np.random.default_rng(6)
-    rows, phases, images = (rng.normal(size=(m, 30, 2)) @ [1, 1j] for m in (40, 9, 3))
-    at = [np.array([3, 4, 30]), np.array([0]), np.array([20])]
-    shifts = [np.array([0, 8]), np.arange(9), np.array([1, 3])]
-    for found, mine, some, image in zip(overlaps(rows, at, phases, shifts, images), at, shifts, images, strict=True):
-        wanted = np.einsum("rk,sk,k->rs", rows[mine].conj(), phases[some], image).real
-        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["plain", "perturbed", "two classes", "offset prior"])

@@ -38,10 +38,10 @@ class HalfBall:
         """Friedel-weighted means over shells of `values` `(..., n)`; float64 `(..., n_shells)`."""
         return self.shell_sums(values * self.weight) / self.shell_sums(self.weight)
 
-    def phases(self, shifts: np.ndarray, box: int, dtype=np.complex64) -> np.ndarray:
+    def phases(self, shifts: np.ndarray, box: int, dtype=np.complex64, out: np.ndarray | None = None) -> np.ndarray:
         """Factors that move a particle by `shifts`: ``exp(-2 pi i k.t / box)``.
 
-        `shifts` is `(m, 3)` xyz in px; returns `(m, n)`. A particle whose rlnOrigin is t is brought
+        `shifts` is `(m, 3)` xyz in px; returns `(m, n)`, in `out` if that is given. A particle whose rlnOrigin is t is brought
         to the centre by the shift +t (RELION ml_optimiser.cpp:precalculateShiftedImagesCtfsAndInvSigma2s).
         """
         shifts = np.atleast_2d(np.asarray(shifts, np.float64))
@@ -49,7 +49,7 @@ class HalfBall:
         waves = np.exp(-2j * np.pi / box * shifts[:, :, None] * line).astype(dtype)  # (m, 3, 2 radius + 1)
         plane = (waves[:, 1, :, None] * waves[:, 0, None, :]).reshape(len(shifts), -1)
         in_plane, z = self._places
-        out = plane.take(in_plane, axis=1)
+        out = plane.take(in_plane, axis=1, out=out, mode="clip")  # no check, no copy
         out *= waves[:, 2].take(z, axis=1)
         return out
 

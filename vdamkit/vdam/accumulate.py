@@ -21,7 +21,7 @@ import numpy as np
 from vdamkit.backend.kept import KEPT
 from vdamkit.imaging.projector import Projector
 from vdamkit.imaging.turns import turns_of
-from vdamkit.vdam.posterior import interleaved
+from vdamkit.vdam.dense import interleaved
 from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
@@ -71,6 +71,7 @@ def accumulate(
     lanes = [jobs[number::n_lanes] for number in range(max(1, min(n_lanes, len(jobs))))]
     shape = (len(lanes), classes, 2, 3, projector.grid.size)
     noise = np.zeros((len(lanes), n_optics, projector.ball.n_shells))
+    phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate([p.shifts for p in posteriors])))
     with KEPT.empty("cubes", shape, projector.dtype) as cubes:
 
         def work(number: int) -> None:
@@ -78,7 +79,7 @@ def accumulate(
                 cubes[number][place] = 0
             for key in lanes[number]:
                 cube = cubes[number, key[0], key[2]]
-                _group_sums(search, projector, batch, raw, posteriors, key[:2], members[key], cube, noise[number])
+                _group_sums(search, projector, batch, raw, posteriors, phases, key[:2], members[key], cube, noise[number])
                 tick(1 / len(jobs))
 
         def size(number: int) -> int:
@@ -152,15 +153,13 @@ class Samples:
 
 
 def _group_sums(
-    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, key: tuple[int, int],
+    search: Search, projector: Projector, batch: Batch, raw: RawBatch, posteriors: list, phases: Any, key: tuple[int, int],
     members: list[tuple[int, Block]], cube: Any, noise: np.ndarray,
 ) -> None:  # fmt: skip
     """Residuals of one group of rotations and one pseudo-half, added to `cube` `(3, size)`, and noise terms to `noise`."""
     level = search.levels[-1]
     union = np.unique(np.concatenate([block.orientations for _, block in members]))
     model = _rotated(search, projector, key, union)
-    used = np.unique(np.concatenate([posteriors[i].shifts[block.scores.any(0)] for i, block in members]))
-    phases = search.phases(level.radius, level.fine_shifts, used)
     optics = sorted({int(raw.optics[i]) for i, _ in members})
     sums = _matrix_sums
     if projector.compiled and sum(np.count_nonzero(block.scores) for _, block in members) < NARROW * len(union):

@@ -21,14 +21,13 @@ import numpy as np
 
 from vdamkit.imaging.turns import turns_of
 from vdamkit.sampling.orientations import OrientationGrid
-from vdamkit.vdam.dense import dense_scorer, interleaved, scored_energy
+from vdamkit.vdam import finer
+from vdamkit.vdam.dense import dense_scorer
 from vdamkit.vdam.search import Batch, Block, Candidates, Level, Posterior, Search
 
 CHUNK_BYTES = 24 * 2**20  # of one worker's score chunk
 PAIRS = 1  # orientations × shifts that may be refined, as a multiple of `max_significant`
 ROWS_PER_GROUP = 768  # rotations that one worker holds at a time
-COLUMNS = 128  # moved images that are scored in one product
-WASTE = 8  # scores that one product may have for each that is wanted, before particles are scored one by one
 
 
 # first level: everything, dense -------------------------------------------------------------------------------------
@@ -114,9 +113,10 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
             members.setdefault((k, g), []).append((i, mine))
     shifts = [_level_shifts(candidate.shifts, level.fine_shifts) for candidate in candidates]
     search.prepared(level.radius)
+    phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate(shifts)))
 
     def score(key: tuple[int, int]) -> list[tuple[int, Block]]:
-        out = _score_group(search, batch, level, key, members[key], shifts)
+        out = _score_group(search, batch, level, key, members[key], phases, shifts)
         tick(1 / len(members))
         return out
 
@@ -143,64 +143,26 @@ def _level_shifts(coarse: np.ndarray, fine: bool) -> np.ndarray:
     return (8 * coarse[:, None] + np.arange(8)).ravel() if fine else coarse
 
 
-def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members: list, shifts: list) -> list:
+def _score_group(search: Search, batch: Batch, level: Level, key: tuple, members: list, phases: Any, shifts: list) -> list:
     k = key[0]
     projector = search.projector(level.radius)
-    n, real = len(projector.ball), projector.dtype
+    real = projector.dtype
     union = np.unique(np.concatenate([mine for _, mine in members]))
     rows = projector.rotate_rows(search.prepared(level.radius)[k], turns_of(level.grid, search.perturbation, union))
     if level is search.levels[-1]:
         search.keep(key, union, rows)
     log_rows = search.log_prior(level.grid, union) + search.log_class[k]
-    members = sorted(members, key=lambda member: member[1].mean())  # neighbours have most rows in common
+    at = [np.searchsorted(union, mine) for _, mine in members]
     particles = [i for i, _ in members]
-    energy = batch.weight[particles, :n] @ scored_energy(rows).T
-    phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate([shifts[i] for i in particles])))
-    out = []
-    for first, last in _by_columns([len(shifts[i]) for i in particles]):
-        some = slice(first, last)
-        at = [np.searchsorted(union, mine) for _, mine in members[some]]
-        overlap = overlaps(rows, at, phases, [shifts[i] for i in particles[some]], batch.masked[particles[some], :n])
-        for (i, mine), own, places, scores in zip(members[some], energy[some], at, overlap, strict=True):
-            scores += (log_rows[batch.centre[i], places] - 0.5 * own[places]).astype(real)[:, None]
-            scores += search.log_offset(batch, i, level.fine_shifts, shifts[i]).astype(real)
-            out.append((i, Block(key, k, mine, scores)))
-    return out
-
-
-def _by_columns(widths: list[int]) -> list[tuple[int, int]]:
-    """Ranges of consecutive particles of as many shifts, together, as make an efficient matrix product."""
-    number = np.append(0, np.cumsum(widths)[:-1]) // COLUMNS
-    cuts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(widths)]
-    return list(pairwise(cuts))
-
-
-def overlaps(rows: Any, at: list[np.ndarray], phases: Any, shifts: list[np.ndarray], images: Any) -> list[Any]:
-    """``Re Σ conj(A) b e^{…}`` of some particles, each at its own rows `at` and shifts (both ascending): `(rows, shifts)`.
-
-    One product for all: every row that any of them wants with every moved image is less work than copies of rows for each,
-    unless they have little in common.
-    """
-    real = images.real.dtype
-    ends = np.cumsum([0, *map(len, shifts)])
-    wanted = np.unique(np.concatenate(at))
-    if len(at) > 1 and len(wanted) * ends[-1] > WASTE * sum(len(a) * len(b) for a, b in zip(at, shifts, strict=True)):
-        alone = zip(at, shifts, images, strict=True)
-        return [overlaps(rows, [places], phases, [mine], image[None])[0] for places, mine, image in alone]
-    if len(at) == 1 and len(wanted) < len(shifts[0]):  # as in local searches: the rows are fewer, so they take the image
-        own = rows if len(wanted) == len(rows) else rows[wanted]
-        waves = phases if len(shifts[0]) == len(phases) else phases[shifts[0]]
-        return [interleaved(own * images[0].conj(), real) @ interleaved(waves, real).T]
-    if 2 * len(wanted) >= len(rows):  # to score a few more takes less time than to copy these
-        wanted = np.arange(len(rows))
-    else:
-        rows = rows[wanted]
-    moved = np.empty((ends[-1], rows.shape[1]), rows.dtype)
-    for image, mine, (first, last) in zip(images, shifts, pairwise(ends), strict=True):
-        phases.take(mine, axis=0, out=moved[first:last], mode="clip")  # no check, no copy
-        moved[first:last] *= image
-    product = interleaved(rows, real) @ interleaved(moved, real).T
-    return [product[np.searchsorted(wanted, mine), a:b] for mine, (a, b) in zip(at, pairwise(ends), strict=True)]
+    its = [shifts[i] for i in particles]
+    score = finer.scores
+    if projector.compiled:
+        from vdamkit.vdam.finer_compiled import scores as score
+    found = score(rows, at, phases, its, batch.masked, batch.weight, particles)
+    for (i, _), places, some, scores in zip(members, at, its, found, strict=True):
+        scores += log_rows[batch.centre[i], places].astype(real)[:, None]
+        scores += search.log_offset(batch, i, level.fine_shifts, some).astype(real)
+    return [(i, Block(key, k, mine, scores)) for (i, mine), scores in zip(members, found, strict=True)]
 
 
 # weights ------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -108,7 +107,6 @@ class Search:
     volumes: np.ndarray  # (K, box, box, box)
     references: dict = field(default_factory=dict, repr=False)  # radius -> prepared references; filled on demand
     tables: dict = field(default_factory=dict, repr=False)
-    lock: Any = field(default_factory=threading.Lock, repr=False)
     kept: dict = field(default_factory=dict, repr=False)  # group -> (orientations, rows), for the M-step
 
     def projector(self, radius: int) -> Projector:
@@ -130,19 +128,17 @@ class Search:
         return (self.coarse_shifts[:, None] + self.child_offsets).reshape(-1, 3)
 
     def phases(self, radius: int, fine: bool, subset: np.ndarray) -> Any:
-        """Phase factors `(shifts, n)`, of which the rows `subset` (ascending) are valid; they are computed once and kept."""
+        """Phase factors `(shifts, n)`, of which the rows `subset` are valid; the workers compute them, once."""
         projector = self.projector(radius)
         shifts = self.shifts(fine)
         key = (radius, fine)
-        with self.lock:
-            if key not in self.tables:
-                empty = np.empty((len(shifts), len(projector.ball)), projector.complex)
-                self.tables[key] = (empty, np.zeros(len(shifts), bool))
-            table, known = self.tables[key]
-            missing = subset[~known[subset]]
-            if len(missing):
-                table[missing] = projector.ball.phases(shifts[missing], self.box, projector.complex)
-                known[missing] = True
+        if key not in self.tables:
+            empty = np.empty((len(shifts), len(projector.ball)), projector.complex)
+            self.tables[key] = (empty, np.zeros(len(shifts), bool))
+        table, known = self.tables[key]
+        missing, ball = subset[~known[subset]], projector.ball
+        self.backend.map(lambda i: ball.phases(shifts[i], self.box, table.dtype, table[i : i + 1]), missing, at_once=8)
+        known[missing] = True
         return table
 
     def keep(self, key: tuple, orientations: np.ndarray, rows: Any) -> None:

@@ -13,7 +13,7 @@ from vdamkit.imaging.turns import turns_of
 from vdamkit.sampling.orientations import OrientationGrid
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries, Rows, most_likely
-from vdamkit.vdam.posterior import interleaved
+from vdamkit.vdam.dense import interleaved
 from vdamkit.vdam.search import Level
 
 
@@ -108,7 +108,7 @@ def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable
     projector = engine.projector(level.radius)
     turns = turns_of(level.grid, search.perturbation, orientations)
     rows = xp.concatenate([projector.rotate(engine.cube(level.radius, k), turns) for k in range(classes)])
-    rows[:, int(projector.place[0])] = 0  # k = 0, as in `vdam.posterior.scored_energy`
+    rows[:, int(projector.place[0])] = 0  # k = 0, as in `vdam.dense.scored_energy`
     n, width = rows.shape[1], len(rows)
     energy = rows.real**2 + rows.imag**2
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[order])
