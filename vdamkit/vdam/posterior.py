@@ -104,13 +104,7 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
     """Score each particle's candidate orientations (of this level's grid) × shifts; as :func:`first_level`."""
     level = search.levels[number]
     last = number == len(search.levels) - 1
-    per_group = directions_per_group(level.grid)
-    members: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
-    for i, candidate in enumerate(candidates):
-        group_of = candidate.orientations // level.grid.n_psi // per_group
-        for k, g in sorted(set(zip(candidate.classes.tolist(), group_of.tolist(), strict=True))):
-            mine = np.sort(candidate.orientations[(candidate.classes == k) & (group_of == g)])
-            members.setdefault((k, g), []).append((i, mine))
+    members = _by_group(level.grid, candidates)
     shifts = [_level_shifts(candidate.shifts, level.fine_shifts) for candidate in candidates]
     search.prepared(level.radius)
     phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate(shifts)))
@@ -130,6 +124,24 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
     return search.backend.map(
         lambda i: _conclude(search, level.grid, blocks[i], shifts[i], last), range(len(candidates)), at_once=8
     )
+
+
+def _by_group(grid: OrientationGrid, candidates: list[Candidates]) -> dict[tuple[int, int], list[tuple[int, np.ndarray]]]:
+    """By class and group of directions: the particles that have candidates there, and their orientations, ascending."""
+    per_group = directions_per_group(grid) * grid.n_psi
+    number = np.repeat(np.arange(len(candidates)), [len(candidate.orientations) for candidate in candidates])
+    classes, orientations = (
+        np.concatenate([getattr(candidate, name) for candidate in candidates]) for name in ("classes", "orientations")
+    )
+    owner = (classes * len(grid) + orientations // per_group) * len(candidates) + number  # one number: quick to sort by
+    order = np.argsort(owner * len(grid) + orientations)
+    owner, orientations = owner[order], orientations[order]
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    members: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
+    for key, mine in zip(owner[first].tolist(), np.split(orientations, first[1:]), strict=True):
+        group, i = divmod(key, len(candidates))
+        members.setdefault(divmod(group, len(grid)), []).append((i, mine))
+    return members
 
 
 def directions_per_group(grid: OrientationGrid) -> int:

@@ -137,7 +137,12 @@ class Search:
             self.tables[key] = (empty, np.zeros(len(shifts), bool))
         table, known = self.tables[key]
         missing, ball = subset[~known[subset]], projector.ball
-        self.backend.map(lambda i: ball.phases(shifts[i], self.box, table.dtype, table[i : i + 1]), missing, at_once=8)
+        if fine:  # a shift and then a child's, which is less work than from waves along the axes
+            coarse = self.phases(radius, False, np.unique(missing // 8))
+            child = ball.phases(self.child_offsets, self.box, table.dtype)
+            self.backend.map(lambda i: np.multiply(coarse[i // 8], child[i % 8], out=table[i]), missing, at_once=16)
+        else:
+            self.backend.map(lambda i: ball.phases(shifts[i], self.box, table.dtype, table[i : i + 1]), missing, at_once=4)
         known[missing] = True
         return table
 
