@@ -27,8 +27,8 @@ def scores(
     starts = np.cumsum([0, *(len(a) * len(b) for a, b in zip(at, shifts, strict=True))])
     out = np.zeros(starts[-1], real)
     _add(
-        rows.view(real), phases.view(real), images, weight, np.array(particles), row_starts, np.concatenate(at), shift_starts,
-        np.concatenate(shifts), starts, out,
+        2 * rows.shape[1], rows.view(real).reshape(-1), phases.view(real).reshape(-1), images, weight, np.array(particles),
+        row_starts, np.concatenate(at), shift_starts, np.concatenate(shifts), starts, out,
     )  # fmt: skip
     return [out[a:b].reshape(-1, len(mine)) for (a, b), mine in zip(pairwise(starts.tolist()), shifts, strict=True)]
 
@@ -43,25 +43,32 @@ def _against(row, images, sums):
 
 
 @compiled
+def _places(mine, r, n, first, places):
+    """Where four of a particle's rows go on, its last one instead of any beyond."""
+    for j in range(TILE):
+        places[j] = mine[min(r + j, len(mine) - 1)] * n + first
+
+
+@compiled
 def _tile(rows, places, moved, count, sums):
     """Products of four rows, at `places`, with four moved images, over `count` numbers: sixteen sums in registers."""
-    lanes, width = BYTES // rows.itemsize, moved.shape[1]
+    lanes = BYTES // rows.itemsize
     i, j, k, m = places[0], places[1], places[2], places[3]
     zero = zeros(rows)
     a = b = c = d = (zero, zero, zero, zero)
     whole = count // lanes * lanes
     for v in range(0, whole, lanes):
-        images = load(moved, v), load(moved, width + v), load(moved, 2 * width + v), load(moved, 3 * width + v)
+        images = load(moved, v), load(moved, NUMBERS + v), load(moved, 2 * NUMBERS + v), load(moved, 3 * NUMBERS + v)
         a, b = _against(load(rows, i + v), images, a), _against(load(rows, j + v), images, b)
         c, d = _against(load(rows, k + v), images, c), _against(load(rows, m + v), images, d)
-    for column in range(TILE):
-        sums[0, column], sums[1, column] = summed(a[column]), summed(b[column])
-        sums[2, column], sums[3, column] = summed(c[column]), summed(d[column])
-    flat = rows.reshape(-1)
-    for v in range(whole, count):
-        for row in range(TILE):
-            for column in range(TILE):
-                sums[row, column] += flat[places[row] + v] * moved[column, v]
+    sums[0], sums[1], sums[2], sums[3] = summed(a[0]), summed(a[1]), summed(a[2]), summed(a[3])
+    sums[4], sums[5], sums[6], sums[7] = summed(b[0]), summed(b[1]), summed(b[2]), summed(b[3])
+    sums[8], sums[9], sums[10], sums[11] = summed(c[0]), summed(c[1]), summed(c[2]), summed(c[3])
+    sums[12], sums[13], sums[14], sums[15] = summed(d[0]), summed(d[1]), summed(d[2]), summed(d[3])
+    for pair in range(TILE * TILE):
+        row, column = places[pair // TILE], NUMBERS * (pair % TILE)
+        for v in range(whole, count):
+            sums[pair] += rows[row + v] * moved[column + v]
 
 
 @compiled
@@ -75,11 +82,10 @@ def _energies(rows, places, weight, count, sums):
         w = load(weight, v)
         x, y, z, u = load(rows, i + v), load(rows, j + v), load(rows, k + v), load(rows, m + v)
         a, b, c, d = fused(scaled(x, x), w, a), fused(scaled(y, y), w, b), fused(scaled(z, z), w, c), fused(scaled(u, u), w, d)
-    sums[0, 0], sums[1, 0], sums[2, 0], sums[3, 0] = summed(a), summed(b), summed(c), summed(d)
-    flat = rows.reshape(-1)
-    for v in range(whole, count):
-        for row in range(TILE):
-            sums[row, 0] += flat[places[row] + v] * flat[places[row] + v] * weight[v]
+    sums[0], sums[1], sums[2], sums[3] = summed(a), summed(b), summed(c), summed(d)
+    for row in range(TILE):
+        for v in range(whole, count):
+            sums[row] += rows[places[row] + v] * rows[places[row] + v] * weight[v]
 
 
 @compiled
@@ -91,50 +97,47 @@ def _move(phases, at, real, imaginary, count, moved, to):
     for v in range(0, whole, lanes):
         wave = load(phases, at + v)
         store(moved, to + v, fused(swapped(wave), load(imaginary, v), scaled(wave, load(real, v))))
-    waves, out = phases.reshape(-1), moved.reshape(-1)
     for v in range(whole, count):
-        out[to + v] = waves[at + v] * real[v] + waves[at + v + 1 - 2 * (v % 2)] * imaginary[v]
+        moved[to + v] = phases[at + v] * real[v] + phases[at + v + 1 - 2 * (v % 2)] * imaginary[v]
 
 
 @compiled
-def _prepare(image, weight, real, imaginary, factor):
+def _prepare(image, weight, first, count, real, imaginary, factor):
     """Some voxels of an image for :func:`_move`, and of its weights for :func:`_energies`."""
-    for v in range(len(image)):
-        real[2 * v] = real[2 * v + 1] = image[v].real
-        imaginary[2 * v], imaginary[2 * v + 1] = -image[v].imag, image[v].imag
-        factor[2 * v] = factor[2 * v + 1] = -weight[v] / 2
+    for v in range(count):
+        value, half = image[first + v], weight[first + v] / 2
+        real[2 * v], real[2 * v + 1] = value.real, value.real
+        imaginary[2 * v], imaginary[2 * v + 1] = -value.imag, value.imag
+        factor[2 * v], factor[2 * v + 1] = -half, -half
+    if first == 0:
+        factor[0], factor[1] = 0, 0  # see `dense.scored_energy`
 
 
 @compiled
-def _add(rows, phases, images, weight, particles, row_starts, at, shift_starts, shifts, starts, out):
+def _add(n, rows, phases, images, weight, particles, row_starts, at, shift_starts, shifts, starts, out):
     """Particle m, ``particles[m]`` of `images` and `weight`, at its rows, those from ``row_starts[m]`` on in `at`, and its
-    shifts; its scores are those from ``starts[m]`` on. `rows` and `phases` have real and imaginary parts as neighbours."""
-    n, n_phases, kind = rows.shape[1], phases.shape[1], rows.dtype
-    moved, sums, places = np.zeros((TILE, NUMBERS), kind), np.empty((TILE, TILE), kind), np.empty(TILE, np.int64)
+    shifts; its scores are those from ``starts[m]`` on. `rows` and `phases` are flat, `n` numbers each, real and imaginary parts
+    one after the other."""
+    kind = rows.dtype
+    moved, sums, places = np.zeros(TILE * NUMBERS, kind), np.empty(TILE * TILE, kind), np.empty(TILE, np.int64)
     real, imaginary, factor = np.empty(NUMBERS, kind), np.empty(NUMBERS, kind), np.empty(NUMBERS, kind)
     for first in range(0, n, NUMBERS):
         count = min(NUMBERS, n - first)
-        voxels = slice(first // 2, (first + count) // 2)
         for m in range(len(particles)):
             mine, its = at[row_starts[m] : row_starts[m + 1]], shifts[shift_starts[m] : shift_starts[m + 1]]
-            scores = out[starts[m] : starts[m + 1]].reshape(len(mine), len(its))
-            _prepare(images[particles[m], voxels], weight[particles[m], voxels], real, imaginary, factor)
-            if first == 0:
-                factor[0] = factor[1] = 0  # see `dense.scored_energy`
+            _prepare(images[particles[m]], weight[particles[m]], first // 2, count // 2, real, imaginary, factor)
             for r in range(0, len(mine), TILE):
-                for j in range(TILE):
-                    places[j] = mine[min(r + j, len(mine) - 1)] * n + first
+                _places(mine, r, n, first, places)
                 _energies(rows, places, factor, count, sums)
-                for j in range(min(TILE, len(mine) - r)):
-                    scores[r + j] += sums[j, 0]
+                for pair in range(min(TILE, len(mine) - r) * len(its)):
+                    out[starts[m] + r * len(its) + pair] += sums[pair // len(its)]
             for s in range(0, len(its), TILE):
                 used = min(TILE, len(its) - s)  # what else is in `moved` is summed up to no end
                 for column in range(used):
-                    _move(phases, its[s + column] * n_phases + first, real, imaginary, count, moved, column * NUMBERS)
+                    _move(phases, its[s + column] * n + first, real, imaginary, count, moved, column * NUMBERS)
                 for r in range(0, len(mine), TILE):
-                    for j in range(TILE):
-                        places[j] = mine[min(r + j, len(mine) - 1)] * n + first
+                    _places(mine, r, n, first, places)
                     _tile(rows, places, moved, count, sums)
                     for j in range(min(TILE, len(mine) - r)):
                         for column in range(used):
-                            scores[r + j, s + column] += sums[j, column]
+                            out[starts[m] + (r + j) * len(its) + s + column] += sums[TILE * j + column]

@@ -106,7 +106,6 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
     last = number == len(search.levels) - 1
     members = _by_group(level.grid, candidates)
     shifts = [_level_shifts(candidate.shifts, level.fine_shifts) for candidate in candidates]
-    search.prepared(level.radius)
     phases = search.phases(level.radius, level.fine_shifts, np.unique(np.concatenate(shifts)))
 
     def score(key: tuple[int, int]) -> list[tuple[int, Block]]:
@@ -254,6 +253,7 @@ def run_search(search: Search, batch: Batch, start: list[Candidates] | None, tic
     `start`: per-particle candidates on the first level's grid (a local search), or None for everything admitted.
     """
     share = 1 / len(search.levels)
+    search.backend.map(search.prepared, {level.radius for level in search.levels})
     if start is None:
         grid = search.levels[0].grid
         found = first_level(search, batch, admitted_orientations(search, grid), lambda f: tick(f * share))
