@@ -49,7 +49,9 @@ def first_level(search: Search, batch: Batch, orientations: np.ndarray, tick: Ca
 
     per_chunk = max(1, min(16, CHUNK_BYTES // (scorer.n_rows * len(shifts) * real.itemsize)))
     per_chunk = min(per_chunk, max(1, CHUNK_BYTES // (len(shifts) * n * 2 * real.itemsize)))
-    chunks = [np.arange(a, min(a + per_chunk, len(batch.index))) for a in range(0, len(batch.index), per_chunk)]
+    n_chunks = -(-len(batch.index) // per_chunk)
+    n_chunks = min(len(batch.index), -(-n_chunks // 4) * 4)  # even pieces, so many that two or four workers end together
+    chunks = np.array_split(np.arange(len(batch.index)), n_chunks)
 
     def score(chunk: np.ndarray) -> list:
         """What is left in play of each of some particles: every row and shift scored, priors added, and concluded."""
