@@ -55,16 +55,11 @@ def test_the_compiled_loops_give_scipys_numbers(dtype, seed):
     reference, turns = plain.prepare(MAP), some_turns(seed)
     assert gap(plain.rotate_rows(reference, turns), quick.rotate_rows(reference, turns)) < TOLERANCE[dtype]
     assert gap(plain.tilt(reference, turns.tilts), quick.tilt(reference, turns.tilts)) < TOLERANCE[dtype]
-    slabs, weights = (np.random.default_rng(seed).normal(size=(3, plain.width**2, n)).astype(dtype) for n in (20, 10))
-    for add in (
-        lambda projector, cube: projector.scatter_rows(cube, turns, *rows_of(plain, seed)),
-        lambda projector, cube: projector.add_tilt_adjoint(cube, turns.tilts, list(slabs), list(weights)),
-    ):
-        cubes = np.zeros((2, 3, plain.grid.size), dtype)
-        for projector, cube in zip((plain, quick), cubes, strict=True):
-            add(projector, cube)
-        assert gap(cubes[0, :2], cubes[1, :2]) < TOLERANCE[dtype]
-        assert gap(cubes[0, 2], cubes[1, 2]) < TOLERANCE[dtype]
+    cubes = np.zeros((2, 3, plain.grid.size), dtype)
+    for projector, cube in zip((plain, quick), cubes, strict=True):
+        projector.scatter_rows(cube, turns, *rows_of(plain, seed))
+    assert gap(cubes[0, :2], cubes[1, :2]) < TOLERANCE[dtype]
+    assert gap(cubes[0, 2], cubes[1, 2]) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("kind", [Projector, CompiledProjector])

@@ -22,8 +22,8 @@ from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.priors import OrientationPrior
 from vdamkit.sampling.shifts import child_offsets, shift_grid
 from vdamkit.settings import Settings
-from vdamkit.vdam.posterior import run_search
-from vdamkit.vdam.search import Level, coarse_radius, is_local, plan_levels
+from vdamkit.vdam.posterior import _by_group, directions_per_group, run_search
+from vdamkit.vdam.search import Candidates, Level, coarse_radius, is_local, plan_levels
 
 BOX, RADIUS = 16, 7
 OBJECT = Blobs.random(7, reach=4.0, sigma=1.2, seed=2)
@@ -243,3 +243,25 @@ def test_euler_angles_of_the_best_pose_rebuild_it():
 
     rotations = search.levels[0].grid.rotations(9.0)
     np.testing.assert_allclose(euler_to_matrix(matrix_to_euler(rotations)), rotations, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_candidates_by_class_and_group_of_directions(order):
+    """Every candidate once, in its class and group, particles and orientations ascending."""
+    grid, rng = orientation_grid(order), np.random.default_rng(order)
+    per_group = directions_per_group(grid) * grid.n_psi
+    candidates = []
+    for n in (1, 40, 300, 7):
+        both = rng.choice(2 * len(grid), n, replace=False)
+        candidates.append(Candidates(both // len(grid), both % len(grid), np.array([0])))
+    found = _by_group(grid, candidates)
+    seen = {
+        (i, k, int(r)) for (k, group), members in found.items() for i, mine in members for r in mine if r // per_group == group
+    }
+    assert seen == {
+        (i, int(k), int(r)) for i, mine in enumerate(candidates) for k, r in zip(mine.classes, mine.orientations, strict=True)
+    }
+    assert sum(len(mine) for members in found.values() for _, mine in members) == len(seen) == 348
+    for members in found.values():
+        numbers = [i for i, _ in members]
+        assert numbers == sorted(set(numbers)) and all((np.diff(mine) > 0).all() for _, mine in members)

@@ -205,14 +205,6 @@ class CompiledProjector(Projector):
             out[:] = slab[:, : 2 * self.radius]
         return slabs
 
-    def add_tilt_adjoint(self, cube: Any, directions: np.ndarray, slabs: list[Any], weights: list[Any]) -> None:
-        """As :meth:`Projector.add_tilt_adjoint`; ValueError where `directions` are not rotations."""
-        places = self.source_at.astype(np.int32)
-        for turn, slab, weight in zip(self._matrices(directions), slabs, weights, strict=True):
-            tilt_adjoint(
-                slab.reshape(-1), weight.reshape(-1), turn, self.grid.half_width, self.source, places, places, cube
-            )  # fmt: skip
-
     def rotate_rows(self, reference: Any, turns: Turns) -> Any:
         """As :meth:`Projector.rotate_rows`; ValueError where the tilts are not rotations."""
         out = np.empty((len(turns.direction), len(self.ball)), self.complex)

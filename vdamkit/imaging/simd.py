@@ -3,7 +3,7 @@
 LLVM finds vector instructions for long loops by itself, but makes three times as many as are needed of loops over the 10 to 40
 numbers of a column. Here a kernel says what it means::
 
-    total = fused(load(a, j), y, scaled(load(a, i), x))  # eight numbers of float32: a[i:i + 8] * x + a[j:j + 8] * y
+    total = fused(load(a, j), y, scaled(load(a, i), x))  # of float32: a[i:i + 16] * x + a[j:j + 16] * y
     store(out, k, total)
 
 Places count the numbers of an array flattened, which must be contiguous; nothing checks them.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.backend.kept import SCRATCH
 from vdamkit.imaging.halfball import half_turn_pairs
 from vdamkit.sampling.orientations import OrientationGrid
 
@@ -88,7 +87,7 @@ class ByHalfTurns:
     def scores(self, images: Any, weight: Any) -> Any:
         """As :meth:`RowByRow.scores`; rows are ordered as the class says."""
         _, shifts, m = self._phases.shape
-        even, odd = (SCRATCH.empty(name, (len(images), shifts, m), images.dtype) for name in ("even", "odd"))
+        even, odd = (np.empty((len(images), shifts, m), images.dtype) for _ in range(2))
         for i, image in enumerate(self._each_once(images)):  # one after the other: what is moved stays in the cache
             moved = image[:, None] * self._phases
             np.add(moved[0], moved[1], out=even[i])

@@ -130,18 +130,19 @@ def next_level(search: Search, batch: Batch, number: int, candidates: list[Candi
 def _by_group(grid: OrientationGrid, candidates: list[Candidates]) -> dict[tuple[int, int], list[tuple[int, np.ndarray]]]:
     """By class and group of directions: the particles that have candidates there, and their orientations, ascending."""
     per_group = directions_per_group(grid) * grid.n_psi
+    n_groups = -(-len(grid) // per_group)
     number = np.repeat(np.arange(len(candidates)), [len(candidate.orientations) for candidate in candidates])
     classes, orientations = (
         np.concatenate([getattr(candidate, name) for candidate in candidates]) for name in ("classes", "orientations")
     )
-    owner = (classes * len(grid) + orientations // per_group) * len(candidates) + number  # one number: quick to sort by
-    order = np.argsort(owner * len(grid) + orientations)
+    owner = (classes * n_groups + orientations // per_group) * len(candidates) + number
+    order = np.lexsort((orientations, owner))
     owner, orientations = owner[order], orientations[order]
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     members: dict[tuple[int, int], list[tuple[int, np.ndarray]]] = {}
     for key, mine in zip(owner[first].tolist(), np.split(orientations, first[1:]), strict=True):
         group, i = divmod(key, len(candidates))
-        members.setdefault(divmod(group, len(grid)), []).append((i, mine))
+        members.setdefault(divmod(group, n_groups), []).append((i, mine))
     return members
 
 
