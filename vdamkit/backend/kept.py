@@ -30,12 +30,6 @@ class Scratch(threading.local):
             kept = self._arrays[key] = _in_line(size, dtype)
         return kept[:size].reshape(shape)
 
-    def zeros(self, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """:meth:`empty`, cleared."""
-        out = self.empty(name, shape, dtype)
-        out[...] = 0
-        return out
-
 
 def _in_line(size: int, dtype: Any) -> np.ndarray:
     """An empty array that begins with a line of the cache, so that short vectors do not lie across two."""

@@ -194,24 +194,23 @@ class CompiledProjector(Projector):
             raise ValueError(f"not rotations: rows of lengths {np.linalg.norm(directions, axis=1).max()}")
         return turns
 
-    def _slab(self) -> Any:
-        return SCRATCH.zeros("slab", (self.width**2, self._depth), self.dtype)
-
     def tilt(self, reference: Any, directions: np.ndarray) -> Any:
         """As :meth:`Projector.tilt`; ValueError where `directions` are not rotations."""
-        slabs, slab = np.empty((len(directions), self.width**2, 2 * self.radius), self.dtype), self._slab()
-        for turn, out in zip(self._matrices(directions), slabs, strict=True):
-            tilt(reference, turn, self.grid.half_width, self.source, self._places, slab.reshape(-1))
-            out[:] = slab[:, : 2 * self.radius]
+        slabs = np.zeros((len(directions), self.width**2, 2 * self.radius), self.dtype)
+        places = self.source_at.astype(np.int32)  # columns are not filled up here
+        for turn, slab in zip(self._matrices(directions), slabs, strict=True):
+            tilt(reference, turn, self.grid.half_width, self.source, places, slab.reshape(-1))
         return slabs
 
     def rotate_rows(self, reference: Any, turns: Turns) -> Any:
         """As :meth:`Projector.rotate_rows`; ValueError where the tilts are not rotations."""
         out = np.empty((len(turns.direction), len(self.ball)), self.complex)
         planes = SCRATCH.empty("planes", (len(self.disc), self._depth), self.dtype)
+        slab = SCRATCH.empty("slab", (self.width**2, self._depth), self.dtype)
+        slab[:] = 0  # and stays so where no column reaches
         rotate(
             reference, self._matrices(turns.tilts), self.grid.half_width, self.source, self._places, self.width, turns.spins,
-            *self._taps(turns.psis), self._depths, self._at, self._slab(), planes, planes.reshape(-1).view(self.complex), out,
+            *self._taps(turns.psis), self._depths, self._at, slab, planes, planes.reshape(-1).view(self.complex), out,
         )  # fmt: skip
         return out
 

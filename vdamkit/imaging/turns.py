@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler
-
 if TYPE_CHECKING:
     from vdamkit.sampling.orientations import OrientationGrid
 
@@ -30,6 +28,8 @@ class Turns:
     @classmethod
     def one(cls, rotation: np.ndarray) -> Turns:
         """A rotation ``Rz(psi) @ direction`` `(3, 3)`, with a direction of zero psi."""
+        from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler  # slow to import, and of no use to a grid
+
         rot, tilt, psi = matrix_to_euler(rotation)
         none = np.zeros(1, int)
         return cls(euler_to_matrix([[rot, tilt, 0.0]]), none, none, none, np.array([psi]))

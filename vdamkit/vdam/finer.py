@@ -33,7 +33,8 @@ def scores(
         mine = images[[particles[m] for m in some], :n]
         found = overlaps(rows, [at[m] for m in some], phases, [shifts[m] for m in some], mine)
         for m, overlap in zip(some, found, strict=True):
-            out[m] = overlap - 0.5 * energy[m, at[m], None]
+            overlap -= 0.5 * energy[m, at[m], None]
+            out[m] = overlap
     return out
 
 

@@ -137,6 +137,8 @@ class Search:
             self.tables[key] = (empty, np.zeros(len(shifts), bool))
         table, known = self.tables[key]
         missing, ball = subset[~known[subset]], projector.ball
+        if not len(missing):
+            return table
         if fine:  # a shift and then a child's, which is less work than from waves along the axes
             coarse = self.phases(radius, False, np.unique(missing // 8))
             child = ball.phases(self.child_offsets, self.box, table.dtype)
