@@ -145,6 +145,19 @@ def test_verdict_says_so_when_nothing_has_run(job):
     assert "Å" in str(job.verdict())
 
 
+@pytest.mark.parametrize(("order", "coarse"), [(0, True), (1, False)])
+def test_a_grid_too_coarse_for_the_resolution_is_in_the_verdict(folder, order, coarse):
+    """30 degrees move the edge of a 230 Å mask by 60 Å, 15 degrees by 30 Å; the map is said to resolve 53 Å."""
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS | {"healpix_order": order}))
+    job.run(5)
+    assert "too coarse" not in str(job.verdict()), "the job has not ended"
+    job.step()
+    job._edited(job.state.replace(resolution_shell=6), "planted")
+    verdict = job.verdict()
+    assert verdict.figures["edge_step"] == pytest.approx(np.radians(30 / 2**order) * 115)
+    assert ("too coarse" in str(verdict)) == ("ten more mini-batches" in str(verdict)) == coarse
+
+
 def test_two_classes_and_volumes(folder):
     job = vk.Session(folder / "volumes3d" / "optimisation_set.star", vk.Settings(**OPTIONS | {"classes": 2}))
     report = job.run(2)
