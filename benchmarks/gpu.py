@@ -36,10 +36,12 @@ from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.simulate import simulate
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.batched.accumulate import accumulate
+from vdamkit.vdam.batched.dense import ByHalfTurns
 from vdamkit.vdam.batched.engine import Engine
 from vdamkit.vdam.batched.entries import Rows
-from vdamkit.vdam.batched.posterior import interleaved, run_search
+from vdamkit.vdam.batched.posterior import run_search
 from vdamkit.vdam.batched.visit import make_batch
+from vdamkit.vdam.dense import before_half_turns, interleaved
 from vdamkit.vdam.search import make_search
 from vdamkit.vdam.start import initial_state
 
@@ -188,7 +190,8 @@ def kernels(
 ) -> None:
     """The E-step's product, the projector, its adjoint and the M-step in their own shapes, against what the ceilings allow.
 
-    Bytes: what goes in read once, what comes out written once, and what lies between two kernels written and read.
+    Bytes: what goes in read once, what comes out written once, and what lies between two kernels written and read. Coarse
+    scores are counted as the product that gives them row by row; half turns share half of it.
     """
     table = Table(lines, "Kernels", "box, radius", "what", "counted", "ms", "rate", "of the ceiling")
     for box, radius in sizes:
@@ -213,12 +216,17 @@ def _kernel_work(device: Device, box: int, radius: int, particles: int, order: i
     state = initial_state(made_up, settings, Backend(available_cores()))
     search = make_search(state, settings, made_up, Backend(1, (device,)), radius, np.arange(64))
     engine, grid = Engine(search, device), orientation_grid(order, "C6")
+    tensor_cores = Engine(search, device, tf32=True)
     rng = np.random.default_rng(0)
     with device.active():
         turns = turns_of(grid, 3.0, np.arange(len(grid)))
         projector, cube = engine.projector(radius), engine.cube(radius, 0)
         n, shifts, rows = len(projector.order), search.shifts(False), projector.rotate(cube, turns)
         moved = device.put(rng.normal(size=(particles * len(shifts), 2 * n)).astype(np.float32))
+        images = device.put((rng.normal(size=(particles, n, 2)) @ [1, 1j]).astype(np.complex64))
+        first_half = before_half_turns(grid, np.arange(len(grid)))
+        half = projector.rotate(cube, turns_of(grid, 3.0, first_half))
+        coarse = [ByHalfTurns(one, radius, half, grid.n_psi // 2, one.phases(radius, shifts)) for one in (engine, tensor_cores)]
         real = interleaved(rows, engine.real)
         values, weights = device.xp.stack([rows, rows]), device.xp.ones((2, *rows.shape), np.float32)
         out = device.xp.zeros((2, 3, projector.projector.grid.size))
@@ -228,6 +236,8 @@ def _kernel_work(device: Device, box: int, radius: int, particles: int, order: i
     return [
         ("E-step product, fp32", lambda: device.matmul(moved, real), flop, "fp32"),
         ("E-step product, TF32", lambda: device.matmul(moved, real, tf32=True), flop, "tf32"),
+        ("coarse scores, half turns, fp32", lambda: coarse[0].overlaps(images), flop, "fp32"),
+        ("coarse scores, half turns, TF32", lambda: coarse[1].overlaps(images), flop, "tf32"),
         ("rotate", lambda: projector.rotate(cube, turns), 2 * slabs + rows.nbytes + cube.nbytes, "copy"),
         ("scatter", lambda: projector.scatter(turns, values, weights, out), scattered, "copy"),
     ]

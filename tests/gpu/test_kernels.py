@@ -132,6 +132,16 @@ def test_phases(both, real):
     both("phases", [rng.uniform(-0.2, 0.2, (7, 3)), k], [out])
 
 
+@pytest.mark.parametrize("real", REALS)
+def test_moved_pairs(both, real):
+    """Pairs whose second voxel, or both, are not there; images with more voxels than phases."""
+    rng = np.random.default_rng(0)
+    pairs = rng.permutation(600).reshape(2, 300).astype(np.int32)
+    pairs[1, :5], pairs[:, -1] = -1, -1
+    sums = [np.zeros((3 * 4, 300), np.result_type(real, np.complex64)) for _ in range(2)]
+    both("moved_pairs", [complex_normal(rng, real, 3, 610), complex_normal(rng, real, 4, 600), pairs], sums)
+
+
 @pytest.mark.parametrize("tile", SCORE_COST)
 @pytest.mark.parametrize("real", REALS)
 def test_score(both, real, tile):

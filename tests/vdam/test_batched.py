@@ -108,6 +108,10 @@ CASES = {
         [Level(COARSE.children, RADIUS, True)],
         {"prior": OrientationPrior(tilt=20.0), "centres": np.array([[0, 40.0, 0], [0, 110.0, 0]])},
     ),
+    "dense, prior on psi": (
+        [Level(COARSE, RADIUS, False)],
+        {"prior": OrientationPrior(tilt=30.0, psi=20.0), "centres": np.array([[0, 60.0, 40.0]])},
+    ),
     "two levels": (TWO, {}),
     "one class": (TWO, {"classes": 1}),
     "three levels, prior, symmetry": (

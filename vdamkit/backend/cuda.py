@@ -227,6 +227,13 @@ class CudaKernels:
     def phases(self, turns, k, out) -> None:
         self._run("phases", out.real.dtype, (len(turns), _blocks(len(k))), turns, k, np.int32(len(k)), out)
 
+    def moved_pairs(self, images, shift_phases, pairs, even, odd) -> None:
+        n = pairs.shape[1]
+        self._run(
+            "moved_pairs", even.real.dtype, (len(even), _blocks(n)), images, np.int32(images.shape[1]), shift_phases,
+            np.int32(len(shift_phases)), np.int32(shift_phases.shape[1]), pairs, np.int32(n), even, odd,
+        )  # fmt: skip
+
     def score(
         self, rows, data, weight, shift_phases, blocks, entry_start, entry_row, entry_out, entry_prior, shift_start, shift,
         shift_prior, scores, *, tile: int,

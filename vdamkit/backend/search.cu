@@ -23,6 +23,24 @@ extern "C" __global__ void phases(const double* __restrict__ turns, const int* _
   out[s * n_voxels + v] = complex_of(cosine, -sine);
 }
 
+// Images moved by all shifts, as sums and differences of the two voxels of each pair; one that is not there (-1) is 0.
+extern "C" __global__ void moved_pairs(const COMPLEX* __restrict__ images, int width, const COMPLEX* __restrict__ shift_phases,
+                                       int n_shifts, int n_voxels, const int* __restrict__ pairs, int n_pairs,
+                                       COMPLEX* __restrict__ even, COMPLEX* __restrict__ odd) {
+  int v = blockIdx.y * blockDim.x + threadIdx.x;
+  if (v >= n_pairs) return;
+  const COMPLEX* image = images + (long long)(blockIdx.x / n_shifts) * width;
+  const COMPLEX* phase = shift_phases + (long long)(blockIdx.x % n_shifts) * n_voxels;
+  COMPLEX moved[2];
+  for (int j = 0; j < 2; j++) {
+    int at = pairs[j * n_pairs + v];
+    moved[j] = at < 0 ? complex_of(0, 0) : times(image[at], phase[at]);
+  }
+  long long to = (long long)blockIdx.x * n_pairs + v;
+  even[to] = complex_of(moved[0].x + moved[1].x, moved[0].y + moved[1].y);
+  odd[to] = complex_of(moved[0].x - moved[1].x, moved[0].y - moved[1].y);
+}
+
 struct ScoreInput {
   const COMPLEX *rows, *data, *shift_phases;
   const REAL *weight, *entry_prior, *shift_prior;

@@ -136,6 +136,16 @@ def phases(turns, k, out) -> None:
     out[:] = np.exp(-2j * np.pi * (turns @ k.T.astype(np.float64)))
 
 
+def moved_pairs(images, shift_phases, pairs, even, odd) -> None:
+    """Each image moved by each shift, as sums (`even`) and differences (`odd`) of the voxels of pairs.
+
+    images `(p, >= n)` complex; shift_phases `(S, n)`; pairs `(2, m)` int32, of which -1 stands for 0; even, odd `(p S, m)`.
+    """
+    factors = np.where(pairs < 0, 0, shift_phases[:, pairs])
+    one, other = (images[:, None, pairs] * factors).reshape(-1, *pairs.shape).swapaxes(0, 1)
+    even[:], odd[:] = one + other, one - other
+
+
 def score(
     rows, data, weight, shift_phases, blocks, entry_start, entry_row, entry_out, entry_prior, shift_start, shift, shift_prior,
     scores, *, tile: int,

@@ -7,12 +7,14 @@ own order, by |k|, would scatter every read.) Columns of an odd length are fille
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from vdamkit.backend.device import Device
 from vdamkit.backend.twins import KZ_BITS, TILE
+from vdamkit.imaging.halfball import half_turn_pairs
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 from vdamkit.imaging.turns import Turns
 
@@ -78,12 +80,20 @@ class DeviceProjector:
         return self.device.get(values @ self._in_shell)
 
     def columns_of(self, values: Any, rows: np.ndarray, order: np.ndarray | None = None) -> Any:
-        """Rows of `values` `(m, ≥ n)`, which are in the half-ball's order (or lie at `order`), in the device's: `(rows, n)`."""
-        xp, put = self.device.xp, self.device.put
-        out = xp.empty((len(rows), len(self.order)), values.dtype)
-        at = put((self.order if order is None else order).astype(np.int32))
-        self.device.kernels.collect(values, put(rows.astype(np.int32)), at, out)
+        """Rows of `values` `(m, ≥ n)`, which are in the half-ball's order, in the device's: `(rows, n)`.
+
+        Or the voxels at `order`, as many as these are, where -1 stands for 0.
+        """
+        order, put = self.order if order is None else order, self.device.put
+        out = self.device.xp.empty((len(rows), len(order)), values.dtype)
+        self.device.kernels.collect(values, put(rows.astype(np.int32)), put(order.astype(np.int32)), out)
         return out
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """Places `(2, m)` of voxels that a half turn about z exchanges, or of one on the axis twice; m even, -1 fills up."""
+        at = self.place[half_turn_pairs(self.projector.radius)[0]]
+        return np.pad(at[:, at[0].argsort()], ((0, 0), (0, at.shape[1] % 2)), constant_values=-1)
 
     def _directions_at_once(self, turns: Turns, numbers: int) -> int:
         """Cylinders of so many numbers a voxel that a twentieth of the room holds; all, where they need next to nothing."""

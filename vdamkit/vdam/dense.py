@@ -121,9 +121,19 @@ def dense_scorer(
     rotate: gives the parts that a function makes of the reference at some orientations, or of several classes' references one
     after the other. phases: `(S, n)` complex.
     """
-    n_directions = len(np.unique(orientations // grid.n_psi))
-    if n_directions * grid.n_psi != len(orientations):  # a prior on psi leaves some out
+    first_half = before_half_turns(grid, orientations)
+    if first_half is None:
         return RowByRow(rotate(orientations, RowByRow.parts_of), phases)
-    first_half = orientations[orientations % grid.n_psi < grid.n_psi // 2]
     parts = rotate(first_half, lambda rows: ByHalfTurns.parts_of(rows, radius))
     return ByHalfTurns(parts, grid.n_psi // 2, radius, phases)
+
+
+def before_half_turns(grid: OrientationGrid, orientations: np.ndarray) -> np.ndarray | None:
+    """Those of the ascending `orientations` of a grid whose half turns about z are the others.
+
+    None where these are not all there: a prior on psi leaves some out.
+    """
+    n_directions = len(np.unique(orientations // grid.n_psi))
+    if n_directions * grid.n_psi != len(orientations):
+        return None
+    return orientations[orientations % grid.n_psi < grid.n_psi // 2]

@@ -11,9 +11,9 @@ import numpy as np
 from vdamkit.backend.twins import SCORE_COST
 from vdamkit.imaging.turns import turns_of
 from vdamkit.sampling.orientations import OrientationGrid
+from vdamkit.vdam.batched.dense import dense_scorer
 from vdamkit.vdam.batched.engine import DeviceBatch, Engine
 from vdamkit.vdam.batched.entries import Entries, Rows, most_likely
-from vdamkit.vdam.dense import interleaved
 from vdamkit.vdam.search import Level
 
 
@@ -101,28 +101,22 @@ def run_search(engine: Engine, batch: DeviceBatch, start: Entries | None, tick: 
 
 def dense_level(engine: Engine, batch: DeviceBatch, level: Level, tick: Callable[[float], None]) -> Any:
     """Every admitted orientation and shift of all particles, one matrix product for as many particles as fit at a time."""
-    search, device, xp = engine.search, engine.device, engine.device.xp
+    search, xp = engine.search, engine.device.xp
     orientations, prior = _dense_prior(engine, level)
     classes, order = len(search.volumes), engine.lines(level.fine_shifts).order
     n_shifts = len(order)
-    projector = engine.projector(level.radius)
-    turns = turns_of(level.grid, search.perturbation, orientations)
-    rows = xp.concatenate([projector.rotate(engine.cube(level.radius, k), turns) for k in range(classes)])
-    rows[:, int(projector.place[0])] = 0  # k = 0, as in `vdam.dense.scored_energy`
-    n, width = rows.shape[1], len(rows)
-    energy = rows.real**2 + rows.imag**2
     phases = engine.phases(level.radius, search.shifts(level.fine_shifts)[order])
+    scorer = dense_scorer(engine, level, orientations, phases)
     masked, weight = engine.scored(batch, level.radius)
     centre = engine.put(batch.centre, np.int64)
-    at_once = engine.dense_at_once(n, width, n_shifts)
+    width = classes * len(orientations)
+    at_once = engine.dense_at_once(phases.shape[1], width, n_shifts)
     for first in range(0, len(batch), at_once):
         some = slice(first, min(first + at_once, len(batch)))
         count = some.stop - some.start
         entries = Entries.everything(count, classes, orientations, order)
-        moved = (masked[some, None] * phases).reshape(count * n_shifts, n)
-        scores = device.matmul(interleaved(moved, engine.real), interleaved(rows, engine.real), tf32=engine.tf32)
-        scores = scores.reshape(count, n_shifts, width)
-        scores += (prior[centre[some]] - 0.5 * device.matmul(weight[some], energy))[:, None]
+        scores = scorer.overlaps(masked[some]).reshape(count, n_shifts, width)
+        scores += (prior[centre[some]] - scorer.energies(weight[some]))[:, None]
         shifts = ShiftsThere.of(engine, batch, level, entries, first)
         scores += shifts.log_prior.reshape(count, n_shifts)[:, :, None]
         base = (n_shifts * width * xp.arange(count, dtype=np.int64)[:, None] + xp.arange(width)).ravel()
