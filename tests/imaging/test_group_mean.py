@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from vdamkit.backend import Backend
+from vdamkit.backend.device import Device
 from vdamkit.imaging.group_mean import group_mean, lattice_factors
 from vdamkit.sampling.point_groups import operators
 
@@ -61,3 +62,10 @@ def test_threads_do_not_matter(monkeypatch):
     monkeypatch.setattr("vdamkit.imaging.group_mean.AT_ONCE", 100)
     volume = np.random.default_rng(3).normal(size=(16,) * 3)
     np.testing.assert_array_equal(group_mean(volume, "D3", backend=Backend(2)), group_mean(volume, "D3"))
+
+
+@pytest.mark.parametrize("group", ["C6", "D7", "I2"])
+def test_a_device_gives_the_same(group):
+    volume = np.random.default_rng(4).normal(size=(16,) * 3)
+    there = group_mean(volume, group, 6, Backend(1, (Device(),)))
+    np.testing.assert_allclose(there, group_mean(volume, group, 6), rtol=0, atol=1e-13)

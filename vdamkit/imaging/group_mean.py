@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from scipy.ndimage import map_coordinates, spline_filter1d
+from scipy.ndimage import spline_filter1d
 
 from vdamkit.backend import Backend
+from vdamkit.backend.device import HOST, Device, or_on_host
 from vdamkit.sampling.point_groups import operators
 
 FINER = 2  # grid of the splines, per voxel
@@ -42,17 +44,25 @@ def group_mean(volume: np.ndarray, group: str, radius: float | None = None, back
         return out
     side = min(n, 2 * int(np.ceil(radius) + MARGIN) + n % 2)
     middle = slice(n // 2 - side // 2, n // 2 - side // 2 + side)
-    spline = out[middle, middle, middle]
-    for axis in range(3):
-        spline = np.moveaxis(np.tensordot(_spline_matrix(side), spline, axes=(1, axis)), 0, axis)
+    backend = backend or Backend()
 
-    def read(some: slice) -> np.ndarray:
+    def turned(device: Device) -> np.ndarray:
         """The sum over all turns but the first, which is none."""
-        at = ((FINER * (points[some] @ turn.T) + FINER * (side // 2)).T[::-1] for turn in turns[1:])
-        return sum(map_coordinates(spline, where, order=3, prefilter=False) for where in at)
+        spline, matrix = device.put(out[middle, middle, middle]), device.put(_spline_matrix(side))
+        for _ in range(3):  # the first axis becomes the last
+            spline = device.xp.tensordot(spline, matrix, axes=(0, 1))
+        places = device.put(np.ascontiguousarray(points.T, np.float64))
+        to_zyx = device.put(FINER * np.stack(turns[1:])[:, ::-1])
 
-    pieces = [slice(first, first + AT_ONCE) for first in range(0, len(points), AT_ONCE)]
-    _put(out, points, (exchanged + np.concatenate((backend or Backend()).map(read, pieces))) / len(turns))
+        def read(some: slice) -> Any:
+            at = (turn @ places[:, some] + FINER * (side // 2) for turn in to_zyx)
+            return sum(device.ndimage.map_coordinates(spline, where, order=3, prefilter=False) for where in at)
+
+        if device is not HOST:
+            return device.get(read(slice(None)))
+        return np.concatenate(backend.map(read, [slice(i, i + AT_ONCE) for i in range(0, len(points), AT_ONCE)]))
+
+    _put(out, points, (exchanged + or_on_host(backend.device, turned)) / len(turns))
     return out
 
 
