@@ -112,7 +112,7 @@ def check_job(particles: ParticleSet, settings, *, measure: bool = True) -> JobC
         batch_sizes=(sizes[0], sizes[-1]), memory=memory, kept=kept, flops=flops, flops_per_second=speed,
         seconds_per_mini_batch=flops / (EFFICIENCY * speed),
         problems=tuple(text for text, w in zip(sentences, is_warning, strict=True) if not w),
-        warnings=tuple(warnings + _setting_warnings(particles, settings)),
+        warnings=tuple(warnings + setting_warnings(particles, settings)),
         hints=tuple(_hints(particles, settings, kept, backend)),
     )  # fmt: skip
 
@@ -209,7 +209,7 @@ def _span(seconds: float) -> str:
 # what is odd --------------------------------------------------------------------------------------------------------
 
 
-def _setting_warnings(particles: ParticleSet, settings) -> list[str]:
+def setting_warnings(particles: ParticleSet, settings) -> list[str]:
     """Options that fit the data badly but can run."""
     found, path = [], particles.paths.particles_file
     width, px = particles.box * particles.pixel_size, particles.pixel_size

@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from vdamkit.cli import Interrupted
-from vdamkit.cli_options import SectionCommand
+from vdamkit.cli_options import FlagCommand, SectionCommand
 from vdamkit.errors import SettingsError
 from vdamkit.simulate.settings import SimulationSettings
 
 HELP = {
     "model": "hexamer, asymmetric, or the path of an MRC map.",
     "particles": "Particles picked in all tomograms together.",
-    "volumes": "Of these, also written as 3D pseudo-subtomograms.",
+    "volumes": "Of these, also written as 3D pseudo-subtomograms; 24, or all if fewer.",
     "tomograms": "Tilt series, each an optics group with its own defocus.",
     "box": "Box of the particles, px.",
     "pixel_size": "Å.",
@@ -54,10 +54,12 @@ def _option(field: Field) -> Callable:
     flag, text = "--" + field.name.replace("_", "-"), HELP[field.name]
     if field.type == "bool":
         return click.option(flag, field.name, is_flag=True, default=None, help=text)
-    automatic = "by the model" if field.default is None else field.default
+    automatic = {"volumes": 24}.get(field.name, "by the model") if field.default is None else field.default
     if isinstance(automatic, tuple):
         automatic = " ".join(f"{value:g}" for value in automatic)
-    kind = {"int": click.INT, "float": click.FLOAT, "float | None": _NumberOrNone()}.get(str(field.type), click.STRING)
+    kind = {"int": click.INT, "int | None": click.INT, "float": click.FLOAT, "float | None": _NumberOrNone()}.get(
+        str(field.type), click.STRING
+    )
     more = {"type": click.FLOAT, "nargs": 2} if field.name == "defocus" else {"type": kind}
     return click.option(flag, field.name, default=None, help=f"{text}  [default: {automatic}]", **more)
 
@@ -90,10 +92,11 @@ def _in_flags(error: SettingsError) -> SettingsError:
     """The error with the flag in place of the field's name."""
     text = str(error).removeprefix("simulate: ")
     name, _, rest = text.partition(" ")
-    return SettingsError(f"--{name.replace('_', '-')} {rest}") if name in HELP else error
+    flag = {"threads": "--j", "device": "--device"}.get(name, "--" + name.replace("_", "-"))
+    return SettingsError(f"{flag} {rest}") if name in HELP or name in ("threads", "device") else error
 
 
-@click.command(cls=SectionCommand)
+@click.command(cls=FlagCommand)
 @click.option("--o", "output", default="vdamkit_demo", show_default=True, metavar="FOLDER", help="Folder for the results.")
 @click.option("--iter", "mini_batches", default=None, type=click.INT, help="Number of mini-batches.")
 @click.option("--random-seed", "--seed", "seed", default=0, show_default=True, help="Seed of all random numbers.")
@@ -108,8 +111,9 @@ def demo(output: str, mini_batches: int | None, seed: int, device: str, threads:
 
     try:
         run_demo(
-            Path(output), mini_batches=mini_batches or MINI_BATCHES, seed=seed, device=device, threads=threads, say=click.echo
-        )
+            Path(output), mini_batches=MINI_BATCHES if mini_batches is None else mini_batches, seed=seed, device=device,
+            threads=threads, say=click.echo,
+        )  # fmt: skip
     except KeyboardInterrupt:
         raise Interrupted(f"Interrupted; what was done is kept in {output}: vdamkit resume {output}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def run(output: str, overwrite: bool, score_all: bool, **values: Any) -> None:
 
     A checkpoint is written after every mini-batch; 'vdamkit resume FOLDER' goes on from it.
     """
+    from vdamkit.checks import setting_warnings
     from vdamkit.session import Session
     from vdamkit.storage import folder_of, prepare_folder
 
@@ -78,6 +80,8 @@ def run(output: str, overwrite: bool, score_all: bool, **values: Any) -> None:
     _refuse_folder(folder, overwrite)
     session = Session(settings=settings, particle_set=particles, output=folder, overwrite=overwrite)
     _refuse_bad_files(particles)
+    for text in setting_warnings(particles, settings):
+        click.echo(f"note: {with_flags(text)}", err=True)
     prepare_folder(folder)
     finish(session, score_all)
 
@@ -182,5 +186,6 @@ def check(ctx: click.Context, **values: Any) -> int:
 
     settings = make_settings(values)
     found = check_job(open_input(values), settings)
+    found = replace(found, problems=tuple(with_flags(text) for text in found.problems))
     click.echo(with_flags(str(found)))
     return 0 if found.good else 2

@@ -108,8 +108,18 @@ class SectionCommand(click.Command):
                     formatter.write_dl(by_section[section])
 
 
-class JobCommand(SectionCommand):
-    """A command that also takes what else is in the command line of RELION's job, and whose errors name flags."""
+class FlagCommand(SectionCommand):
+    """A command whose errors name flags."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except VdamkitError as problem:
+            raise type(problem)(with_flags(str(problem))) from None
+
+
+class JobCommand(FlagCommand):
+    """A command that also takes what else is in the command line of RELION's job."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         args, meaningless = _without_relions(args, ctx)
@@ -122,12 +132,6 @@ class JobCommand(SectionCommand):
                 f"note: --pool {pool} is slow here, where particles scored together share rotations; leave it out", err=True
             )
         return rest
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except VdamkitError as problem:
-            raise type(problem)(with_flags(str(problem))) from None
 
 
 def _without_relions(args: Sequence[str], ctx: click.Context) -> tuple[list[str], list[str]]:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from vdamkit.cli_options import SectionCommand
+from vdamkit.cli_options import FlagCommand, SectionCommand
 from vdamkit.errors import InputError, OutputError, SettingsError
 
 
-@click.command("align-symmetry", cls=SectionCommand, short_help="Find a map's symmetry axes and turn it onto them.")
+@click.command("align-symmetry", cls=FlagCommand, short_help="Find a map's symmetry axes and turn it onto them.")
 @click.option("--i", "map_path", required=True, metavar="MAP", help="The map (.mrc), made in C1; or a run_itNNN_model.star.")
 @click.option("--sym", "group", required=True, metavar="GROUP", help="Point group, e.g. C6, D7, O, I1.")
 @click.option("--o", "output", required=True, metavar="MAP", help="Where the turned map is written.")
@@ -19,9 +19,10 @@ from vdamkit.errors import InputError, OutputError, SettingsError
 @click.option("--o-particles", default=None, metavar="FILE", help="Where they are written; default: --o with _data.star.")
 @click.option("--select-largest-class", "largest", is_flag=True, help="Of a model.star with several classes take the largest.")
 @click.option("--radius", default=None, type=click.FLOAT, metavar="Å", help="Sphere to look at; default 0.4 of the box.")
+@click.option("--overwrite", is_flag=True, help="Replace files of these names that are there already.")
 def align_symmetry(
     map_path: str, group: str, output: str, apply_it: bool, particles: str | None, o_particles: str | None, largest: bool,
-    radius: float | None,
+    radius: float | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Find the axes of a point group in a map made in C1, and turn and shift the map so that they lie as RELION sets them.
 
@@ -32,9 +33,12 @@ def align_symmetry(
     from vdamkit.io.mrc import write_mrc
     from vdamkit.symmetry import find_symmetry, symmetrised
 
+    target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
+    _refuse_existing(
+        [Path(output), *([target] if particles else [])], [map_path, *([particles] if particles else [])], overwrite
+    )
     volume, pixel_size, number = _read(map_path, largest, radius)
     blocks = _with_poses(particles) if particles else None
-    target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
     match = find_symmetry(volume, pixel_size, group, radius=radius)
     turned = moved(volume, match.rotation, match.shift / pixel_size)
     try:
@@ -47,6 +51,15 @@ def align_symmetry(
     if blocks is not None:
         _write_moved(blocks, match, target, number)
         click.echo(f"particles: {target}")
+
+
+def _refuse_existing(targets: list[Path], inputs: list[str], overwrite: bool) -> None:
+    """Raises OutputError where a file to be written is an input, or is there already and may not be replaced."""
+    for path in targets:
+        if path.resolve() in [Path(name).resolve() for name in inputs]:
+            raise OutputError(f"{path} is an input of this command and would be replaced; choose another name")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists already; choose another name, or give --overwrite")
 
 
 POSE = (*(f"rlnAngle{name}" for name in ("Rot", "Tilt", "Psi")), *(f"rlnOrigin{axis}Angst" for axis in "XYZ"))

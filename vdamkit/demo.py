@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from vdamkit.compare import Match, PoseErrors, align, pose_errors
-from vdamkit.errors import InputError
+from vdamkit.errors import InputError, OutputError
 from vdamkit.io.checkpoint import load_checkpoint
 from vdamkit.io.mrc import read_map, write_mrc
 from vdamkit.io.star_tables import as_table, find_block, numeric_column, read_star
 from vdamkit.picture import contact_sheet
 from vdamkit.session import Session
 from vdamkit.settings import Settings
-from vdamkit.storage import CHECKPOINT
+from vdamkit.storage import CHECKPOINT, other_run
 from vdamkit.verdict import Verdict
 
 MINI_BATCHES = 24
@@ -81,7 +81,10 @@ def run_demo(
     folder = Path(data) if data is not None else tutorial_data(output / "data", say=say)
     settings = Settings(**TUTORIAL, mini_batches=mini_batches, seed=seed, device=device, threads=threads)
     star = folder / "stacks2d" / "optimisation_set.star"
-    session = Session(star, settings, output=output, overwrite=is_demo(output, star))
+    found = other_run(output)
+    if found and not is_demo(output, star):
+        raise OutputError(f"{output} {found}, which is no demo; choose another folder")
+    session = Session(star, settings, output=output, overwrite=bool(found))
     say(
         f"{len(session.particles)} simulated particles of a C6 hexamer ({session.particles.box} px of "
         f"{session.pixel_size:g} Å), {mini_batches} mini-batches"

@@ -70,6 +70,8 @@ class Session(Edits, Views):
             optimisation_set, particles=particles, tomograms=tomograms, trajectories=trajectories
         )
         settings = settings or Settings()
+        if not isinstance(settings, Settings):
+            raise SettingsError(f"settings is a {type(settings).__name__}; give vdamkit.Settings(...)")
         check_mask(settings, self.particles)
         self._backend = _backend_for(settings)
         self._source = ParticleSource(self.particles, settings, self._backend)
@@ -82,6 +84,7 @@ class Session(Edits, Views):
         self._lock = threading.RLock()  # of the options, which may change while a mini-batch runs in another thread
         self._starting = threading.RLock()  # of state 0; never asked for by who holds the other
         self._writing = threading.RLock()  # of the output folder; asked for after the one of state 0
+        self._final_matches: tuple[State | None, list] = (None, [])  # the state last written, and its final model's symmetry
         self._panel: Any = None
         self.listeners: list[Callable[[str, float], None]] = []
         self.followers: list[Callable[[], None]] = []
@@ -202,8 +205,8 @@ class Session(Edits, Views):
     def _refuse_in_mid_run(self, new: Settings) -> None:
         if self._history and new.classes != self._pending.classes:
             raise SettingsError(
-                f"classes is {new.classes} but this run has {self._pending.classes}; split_class, merge_classes and drop_class "
-                "change their number, or start a new session"
+                f"classes is {new.classes} but this run has {self._pending.classes}; in a notebook split_class, merge_classes "
+                "and drop_class change their number, or start a new run"
             )
         if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")

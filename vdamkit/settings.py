@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from vdamkit.backend import device_numbers
@@ -23,8 +25,8 @@ def _option(default: Any, flag: str, doc: str, *, group: str = "expert", low=Non
 class Settings:
     """Options of a de novo 3D initial model; immutable and checked when made.
 
-    ``Settings(T=2, symmetry="C6")``; change one with ``settings.replace(T=1)``. ``Settings.help()`` prints all with
-    RELION's flags. Defaults are those of RELION's job (``pipeline_jobs.cpp:initialiseInimodelJob``) with the values of
+    ``Settings(T=2, symmetry="C6")``; change one with ``settings.replace(T=1)``. ``print(Settings.help())`` lists all
+    with RELION's flags. Defaults are those of RELION's job (``pipeline_jobs.cpp:initialiseInimodelJob``) with the values of
     the tutorial where it recommends one.
 
     Raises
@@ -141,6 +143,11 @@ class Settings:
                                    "(RELION takes 10 tilt images).", low=1)  # fmt: skip
     start_particles: int = _option(100, "(one per optics group)", "Randomly turned particles averaged to a start map.", low=1)
 
+    def __new__(cls, *_: Any, **options: Any) -> Settings:
+        """Refuses names that no option has, where a dataclass would only raise a TypeError."""
+        refuse_unknown(options)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for option in fields(self):
             object.__setattr__(self, option.name, _checked(option, getattr(self, option.name)))
@@ -177,10 +184,7 @@ class Settings:
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some options changed and everything checked again."""
-        known = {option.name for option in fields(self)}
-        for name in changes:
-            if name not in known:
-                raise SettingsError(f"there is no option {name!r}; options are {', '.join(sorted(known))}")
+        refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -192,6 +196,18 @@ class Settings:
         """All options with default, RELION's flag (in brackets what it has instead of one) and meaning, as text."""
         lines = [f"{o.name} = {o.default!r}   [{o.metadata['flag']}]\n    {o.metadata['doc']}" for o in fields(cls)]
         return "\n".join(lines)
+
+
+def refuse_unknown(options: Iterable[str]) -> None:
+    """Raises SettingsError for a name that no option has, with the one that was probably meant: RELION's, or misspelt."""
+    known = {option.name: option.metadata["flag"].lstrip("-") for option in fields(Settings)}
+    for name in options:
+        if name in known:
+            continue
+        ours = [own for own, relions in known.items() if relions == name.lstrip("-").replace("-", "_")]
+        close = ours or get_close_matches(name, known, 1)
+        what = f"RELION's --{name} is {ours[0]} here" if ours else f"did you mean {close[0]}?" if close else ""
+        raise SettingsError(f"there is no option {name!r}; {what or 'options are ' + ', '.join(sorted(known))}")
 
 
 def _checked(option: dataclasses.Field, value: Any) -> Any:
@@ -211,7 +227,7 @@ def _checked(option: dataclasses.Field, value: Any) -> Any:
         if kind == "str" and not isinstance(value, str):
             raise ValueError
         typed = {"int": int, "float": float, "bool": bool, "str": str}[kind](value)
-        if kind == "int" and typed != float(value):
+        if kind == "int" and not isinstance(value, int) and typed != float(value):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
         raise SettingsError(f"{option.name} is {value!r}; it must be {wanted}") from None

@@ -158,9 +158,12 @@ def save(session, folder: Path, *, final: bool = True, overwrite: bool = False) 
 
 
 def _write_files(session, folder: Path, *, final: bool) -> list[Path]:
-    from vdamkit.symmetry.of_session import final_state
+    from vdamkit.symmetry.apply import moved_state
+    from vdamkit.symmetry.of_session import final_matches
 
-    model = final_state(session) if final else None
+    matches = final_matches(session) if final else []
+    session._final_matches = (session.state, matches)
+    model = moved_state(session.state, matches, session.pixel_size) if matches else None
     return write_relion_files(
         folder, session.state, session.settings, session.particles, command=command_line(), final=final, model=model
     )

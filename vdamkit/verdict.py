@@ -52,6 +52,7 @@ def judge(session, other=None) -> Verdict:
         _detail(session, figures, said, advice),
         _visits(session, figures, said, advice),
         _prior(session, figures, said, advice),
+        _symmetry(session, said, advice),
     ]
     if other is not None:
         good.append(_second_seed(session, other, figures, said, advice))
@@ -176,7 +177,7 @@ def _prior(session, figures: dict, said: list, advice: list) -> bool:
     if not prior.active or not seen.any():
         return True
     ok = True
-    if prior.tilt is not None:
+    if prior.tilt is not None and not np.isnan(source.angle_priors[seen, 1]).all():
         centre = source.angle_priors[seen, 1]
         away = np.abs(state.poses.angles[seen, 1] - np.where(np.isnan(centre), state.poses.angles[seen, 1], centre))
         figures["tilt_prior_spread"] = float(np.sqrt(np.mean(away**2)))
@@ -196,6 +197,21 @@ def _prior(session, figures: dict, said: list, advice: list) -> bool:
             advice.append("a psi prior (psi_prior_width=10, --sigma-psi 10), which keeps the sign of the normal")
             ok = ok and share < SPOILT
     return ok
+
+
+def _symmetry(session, said: list, advice: list) -> bool:
+    """Of a run in C1, does the final model that was written have the symmetry that it was given?"""
+    settings, (state, matches) = session.settings, session._final_matches
+    if settings.run_in_c1 and settings.symmetry == "C1":
+        said.append("The run was to be in C1 with symmetry applied later, but no group was given: the final model is in C1.")
+        advice.append("symmetry_scores() (vdamkit symmetry-scores) says which groups the map supports")
+    if state is not session.state:
+        return True
+    said += [f"The final model was symmetrised. {match}." for match in matches]
+    doubtful = any(match.warning for match in matches)
+    if doubtful:
+        advice.append("another group, or the map in C1 (run_itNNN_class001.mrc): the map does not have that symmetry")
+    return not doubtful
 
 
 def upside_down_share(angles: np.ndarray, priors: np.ndarray) -> float:

@@ -202,6 +202,9 @@ def test_mistakes_of_the_command_are_one_sentence(tmp_path):
         (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--radius", "nan"), "--radius is nan"),
         (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--radius", "-5"), "--radius is -5"),
         (("--i", tmp_path / "map.mrc", "--sym", "C2", *out, "--radius", "1"), "at least 2 px"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", "--o", tmp_path / "slab.mrc"), "slab.mrc exists already"),
+        (("--i", tmp_path / "map.mrc", "--sym", "C2", "--o", tmp_path / "map.mrc", "--overwrite"), "is an input"),
+        (("--i", tmp_path / "map.mrc", "--sym", "Q", *out), "--sym is 'Q'"),
     ):
         code, _, err = call("align-symmetry", *arguments)
         assert code == 2 and words in err, (arguments, err)
@@ -308,7 +311,7 @@ def test_the_largest_class_of_a_model_is_aligned(c1_job, tmp_path):
     second = before["rlnClassNumber"].to_numpy() == 2
     assert second.sum() == 10 and not moved_rows[second].any() and moved_rows[~second].all()
     model.with_name("run_it010_class001.mrc").unlink()
-    gone = CliRunner().invoke(cli, [*common, "--select-largest-class"])
+    gone = CliRunner().invoke(cli, [*common, "--select-largest-class", "--overwrite"])
     assert gone.exit_code == 2 and "rlnReferenceImage" in gone.output
 
 

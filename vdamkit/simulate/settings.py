@@ -23,7 +23,7 @@ class SimulationSettings:
 
     model: str = "hexamer"  # "hexamer", "asymmetric" or the path of an MRC map
     particles: int = 110  # picked in all tomograms together (with `poses` a STAR file: at most)
-    volumes: int = 24  # of these, also written as 3D pseudo-subtomograms
+    volumes: int | None = None  # of these, also written as 3D pseudo-subtomograms, None: 24, or all if fewer
     tomograms: int = 2  # each an optics group with its own defocus; with a STAR file those in it
     box: int = 32  # px
     pixel_size: float = 10.6  # with a STAR file that of its tilt series
@@ -50,6 +50,8 @@ class SimulationSettings:
             object.__setattr__(self, "second_model", str(self.second_model))
         object.__setattr__(self, "defocus", tuple(np.atleast_1d(self.defocus).tolist()))
         hexamer = self.model == "hexamer"
+        if self.volumes is None and _is_number(self.particles, int):
+            object.__setattr__(self, "volumes", min(24, self.particles))
         if self.symmetry is None:
             object.__setattr__(self, "symmetry", "C6" if hexamer else "C1")
         if self.lattice_spacing is None:
@@ -63,7 +65,7 @@ class SimulationSettings:
 
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.type == "int":
+            if field.type in ("int", "int | None"):
                 require(_is_number(value, int) and value >= 0, field.name, "a whole number, not below 0")
             elif field.type == "float" or (field.type == "float | None" and value is not None):
                 require(_is_number(value, int | float), field.name, "a number")

@@ -47,7 +47,7 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
     options: the fields of :class:`vdamkit.simulate.settings.SimulationSettings`, among them
 
         - ``model="hexamer"``: ``"hexamer"``, ``"asymmetric"`` or the path of any MRC map
-        - ``particles=110``, ``volumes=24``, ``tomograms=2``: how many stacks, volumes and tilt series
+        - ``particles=110``, ``volumes=24`` (or all if fewer), ``tomograms=2``: how many stacks, volumes and tilt series
         - ``box=32``, ``pixel_size=10.6``, ``tilts=31``
         - ``variance_ratio=0.1``: signal over noise, in the circles of the particles, in the first exposure
         - ``picking_error=6.0`` Å, ``orientation_error=6.0`` degrees
@@ -66,16 +66,14 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
     Raises
     ------
     SettingsError: an option is unknown or has a value that cannot work, or the device does not answer.
-    InputError: the map or the STAR file given cannot be used. OutputError: `output` cannot be written.
+    InputError: the map or the STAR file given cannot be used. OutputError: `output` cannot be written, or holds a project
+    other than the one that the same options made there.
     """
     known = {field.name for field in fields(SimulationSettings)}
     if unknown := sorted(set(options) - known):
         raise SettingsError(f"simulate: no such option {unknown[0]!r}; known are {', '.join(sorted(known))}.")
     settings, folder, backend = SimulationSettings(**options), Path(output), _backend(device, threads)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: no folder can be made here ({error.strerror}); choose another.") from None
+    _begin(folder, settings)
     scene_seed, noise_seed = np.random.SeedSequence(settings.seed).spawn(2)
     scenes = _scenes(settings, scene_seed.spawn(settings.tomograms))
     densities = _densities(settings, scenes[0].series.pixel_size)
@@ -97,6 +95,20 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
             volumes.append(volume_rows)
         around = true_map()
     return _write_tables(folder, scenes, settings, densities, around, pd.concat(stacks), pd.concat(volumes))
+
+
+def _begin(folder: Path, settings: SimulationSettings) -> None:
+    """Make the folder and write the recipe; a project that is already there, not made by the same one, is refused."""
+    path, recipe = folder / "recipe.json", json.dumps(asdict(settings), indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = [name for name in ("tomograms.star", "stacks2d", "volumes3d", "tilt_series") if (folder / name).exists()]
+        if found and not (path.exists() and path.read_text(encoding="utf-8") == recipe):
+            whose = "an earlier simulation with other options" if path.exists() else "a project that was not simulated"
+            raise OutputError(f"{folder} already holds {found[0]} of {whose}; choose another folder, or remove that one first.")
+        path.write_text(recipe, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{folder}: no folder can be made here ({error.strerror}); choose another.") from None
 
 
 def _backend(device: str, threads: int | None) -> Backend:
@@ -284,5 +296,4 @@ def _write_tables(
     if true_map is not None:
         paths["true_map"] = folder / "true_map.mrc"
         write_map(paths["true_map"], true_map, pixel_size)
-    paths["recipe"].write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     return paths

@@ -108,9 +108,8 @@ def _is_part(small: str, large: str) -> bool:
     return all(np.abs(operators(large) - operator).max((1, 2)).min() < 1e-6 for operator in operators(small))
 
 
-def final_state(session: Session) -> State | None:
-    """The state whose map becomes ``initial_model.mrc`` where that is another one: a run in C1 with symmetry for later."""
+def final_matches(session: Session) -> list[SymmetryMatch]:
+    """How the final model's maps are turned, one match per class, where it is another state: a run in C1 with symmetry for
+    later. Otherwise none."""
     settings = session.settings
-    if not settings.run_in_c1 or settings.symmetry == "C1":
-        return None
-    return moved_state(session.state, matches_of(session, None), session.pixel_size)
+    return matches_of(session, None) if settings.run_in_c1 and settings.symmetry != "C1" else []
