@@ -80,9 +80,9 @@ def run(output: str, overwrite: bool, score_all: bool, **values: Any) -> None:
     _refuse_folder(folder, overwrite)
     session = Session(settings=settings, particle_set=particles, output=folder, overwrite=overwrite)
     _refuse_bad_files(particles)
+    prepare_folder(folder)
     for text in setting_warnings(particles, settings):
         click.echo(f"note: {with_flags(text)}", err=True)
-    prepare_folder(folder)
     finish(session, score_all)
 
 

@@ -5,6 +5,7 @@ A map has no absolute orientation or origin, so both comparisons first take out 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,15 +15,17 @@ from scipy.spatial.transform import Rotation
 
 from vdamkit.backend import get_backend
 from vdamkit.climb import climb, correlation_model, normalised, slopes
+from vdamkit.errors import InputError
 from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
+from vdamkit.io.mrc import read_map
 from vdamkit.pose_errors import PoseErrors, pose_errors
 from vdamkit.sampling.euler import euler_to_matrix, rotation_angle
 from vdamkit.sampling.orientations import orientation_grid
 from vdamkit.sampling.shifts import shift_grid
 
-__all__ = ["Match", "PoseErrors", "align", "mirrored", "moved", "pose_errors", "resample"]
+__all__ = ["Match", "PoseErrors", "align", "known_map", "mirrored", "moved", "pose_errors", "resample"]
 
 COARSE_BOX = 16  # px, of the maps in the search over all orientations
 COARSE_ORDER = 2  # HEALPix order of that search, 15 degrees
@@ -81,6 +84,26 @@ def resample(volume: np.ndarray, pixel_size: float, new_pixel_size: float, new_b
         spectrum = crop_or_pad(spectrum, middle)
         volume = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(spectrum))).real * middle**3
     return crop_or_pad(volume, new_box)
+
+
+def known_map(truth: str | os.PathLike | np.ndarray, pixel_size: float, box: int) -> np.ndarray:
+    """A map to compare with as `(box, box, box)` float64 zyx at `pixel_size` (Å): from an MRC file, or an array of that shape.
+
+    Raises
+    ------
+    InputError: the file cannot be read, or what is given is no such map.
+    """
+    if isinstance(truth, (str, os.PathLike)):
+        volume, own = read_map(truth)
+        if len(set(volume.shape)) != 1:
+            raise InputError(f"{truth}: is {' x '.join(map(str, volume.shape[::-1]))} voxels (x, y, z); a map to compare with "
+                             "is a cube")  # fmt: skip
+        return resample(volume, own or pixel_size, pixel_size, box)
+    volume = np.asarray(truth)
+    if volume.shape != (box,) * 3 or volume.dtype.kind not in "fiu":
+        what = f"an array {volume.shape} of {volume.dtype}" if volume.ndim else f"a {type(truth).__name__}"
+        raise InputError(f"the map to compare with is {what}; give {(box,) * 3} numbers, or the path of an MRC file")
+    return volume.astype(np.float64)
 
 
 def mirrored(volume: np.ndarray) -> np.ndarray:

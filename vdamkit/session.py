@@ -16,7 +16,7 @@ from vdamkit.edits import Edits
 from vdamkit.errors import SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
-from vdamkit.settings import COMPUTING, Settings, check_mask
+from vdamkit.settings import COMPUTING, Settings, check_mask, whole_number
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
 from vdamkit.vdam.advance import advance
@@ -149,7 +149,7 @@ class Session(Edits, Views):
 
     def run(self, n: int | None = None, *, progress: bool = False) -> StepReport | None:
         """``n`` times :meth:`step`; by default what is left of the schedule. Returns the last report."""
-        left = n if n is not None else max(0, self._pending.mini_batches - self.iteration)
+        left = whole_number("n", n) if n is not None else max(0, self._pending.mini_batches - self.iteration)
         report = self.report
         if not progress:
             for _ in range(left):
@@ -215,15 +215,17 @@ class Session(Edits, Views):
     def undo(self, n: int = 1) -> int:
         """Go back `n` mini-batches; the settings in force there come back too. Returns the mini-batch reached."""
         self._ensure_start()
-        while n > 0 and self._history.undo():
-            n -= 1
+        for _ in range(whole_number("n", n)):
+            if not self._history.undo():
+                break
         return self._arrive()
 
     @alone
     def redo(self, n: int = 1) -> int:
         """Take back `n` undos. Returns the mini-batch reached."""
-        while n > 0 and self._history.redo():
-            n -= 1
+        for _ in range(whole_number("n", n)):
+            if not self._history.redo():
+                break
         return self._arrive()
 
     @alone

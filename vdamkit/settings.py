@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any
 
 from vdamkit.backend import device_numbers
@@ -208,6 +209,13 @@ def refuse_unknown(options: Iterable[str]) -> None:
         close = ours or get_close_matches(name, known, 1)
         what = f"RELION's --{name} is {ours[0]} here" if ours else f"did you mean {close[0]}?" if close else ""
         raise SettingsError(f"there is no option {name!r}; {what or 'options are ' + ', '.join(sorted(known))}")
+
+
+def whole_number(name: str, value: Any) -> int:
+    """The value of an argument that counts. Raises SettingsError where it is no whole number, or below 0."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise SettingsError(f"{name} is {value!r}; it must be a whole number, at least 0")
+    return int(value)
 
 
 def _checked(option: dataclasses.Field, value: Any) -> Any:

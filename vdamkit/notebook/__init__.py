@@ -31,17 +31,17 @@ class Picture:
         return Path(path)
 
 
-def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: np.ndarray | None = None, **options: Any) -> Picture:
+def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: Any = None, **options: Any) -> Picture:
     """A picture of a session's current state.
 
     Parameters
     ----------
-    what: "map" (slices and projections of all classes), "resolution" (spectra of class `k`, with the FSC to a `truth`
-        `(N, N, N)` laid onto the map), "orientations", "convergence", or "symmetry" (scores of all point groups, or given
-        `scores`; takes some five seconds).
+    what: "map" (slices and projections of all classes), "resolution" (spectra of class `k`, with the FSC to a `truth`, the
+        path of a map or an array `(N, N, N)`, laid onto the map), "orientations", "convergence", or "symmetry" (scores of
+        all point groups, or given `scores`; takes some five seconds).
     options: of the figure, such as `at` and `sigma` of the map; see :mod:`vdamkit.notebook.figures`.
     """
-    from vdamkit.compare import align
+    from vdamkit.compare import align, known_map
     from vdamkit.notebook import figures
     from vdamkit.notebook.marks import marks_of
     from vdamkit.notebook.orientation_figure import orientation_figure
@@ -57,7 +57,8 @@ def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: np.ndarray
         radius = current_radius(state.resolution_shell, settings, session.particles.box)
         curves = {}
         if truth is not None:
-            curves["with the truth"] = align(session.maps[k], truth, px, radius=settings.mask_diameter / 2).fsc
+            there = known_map(truth, px, session.particles.box)
+            curves["with the truth"] = align(session.maps[k], there, px, radius=settings.mask_diameter / 2).fsc
         figure = figures.resolution_figure(state, px, radius=radius, k=k, curves=curves, **options)
     elif what == "orientations":
         widths = (settings.rot_prior_width, settings.tilt_prior_width, settings.psi_prior_width)

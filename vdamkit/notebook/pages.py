@@ -11,8 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from vdamkit.compare import Match, align, resample
-from vdamkit.io.mrc import read_map
+from vdamkit.compare import Match, align, known_map
 from vdamkit.notebook.figures import compare_figure, convergence_figure, map_figure, png, resolution_figure
 from vdamkit.notebook.marks import marks_of
 from vdamkit.notebook.orientation_figure import orientation_figure
@@ -35,13 +34,9 @@ class Truth:
     """A map to compare with; laid anew onto each state's map, starting from where it lay last."""
 
     def __init__(self, truth: str | Path | np.ndarray | None, pixel_size: float, box: int):
-        self.map: np.ndarray | None = None
+        self.map = None if truth is None else known_map(truth, pixel_size, box)
         self.pixel_size = pixel_size
         self._match: Match | None = None
-        if truth is None:
-            return
-        volume, px = (np.asarray(truth, float), pixel_size) if isinstance(truth, np.ndarray) else read_map(truth)
-        self.map = resample(volume, px or pixel_size, pixel_size, box)
 
     def curve(self, volume: np.ndarray, radius: float) -> np.ndarray | None:
         """FSC `(N//2 + 1,)` of a map with the truth inside a sphere of `radius` Å; None without a truth."""
