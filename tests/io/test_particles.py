@@ -219,6 +219,23 @@ def test_warnings_about_what_is_not_modelled(tmp_path):
     assert "row 2, column rlnOddZernike" in found[0]
 
 
+def test_warnings_about_numbers_in_another_unit(tmp_path):
+    project = make_project(tmp_path)
+    assert problems(open_particles(project.write())) == []
+    project.optics["rlnVoltage"] = [300.0, 200_000.0]
+    project.particles["rlnCenteredCoordinateYAngst"] = [10.0, 60.0, 5000.0]
+    project.particles["rlnOriginXAngst"] = [0.0, -1e9, 1e9]
+    tilts = next(blocks["01"] for blocks in project.stars.values() if "01" in blocks)
+    tilts["rlnDefocusU"], tilts["rlnDefocusV"] = 3.1, 3.0
+    found = problems(open_particles(project.write()))
+    assert all(text.startswith("warning: ") for text in found) and len(found) == 4
+    wanted = ("data_optics row 2, column rlnVoltage: value 200000", "tilt series 01",
+              "row 3, column rlnCenteredCoordinateYAngst",
+              "row 2, column rlnOriginXAngst: value -1e+09 Å lies outside the particle's box (2 such rows)")  # fmt: skip
+    for text, words in zip(found, wanted, strict=True):
+        assert words in text
+
+
 def test_problems_are_collected_and_capped(tmp_path):
     project = make_project(tmp_path, "volume")
     project.images["sub/0_data.mrc"] = np.ones((4, 4, 4), np.float32)

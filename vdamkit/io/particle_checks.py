@@ -28,6 +28,8 @@ UNSUPPORTED = (
 )
 """Columns of data_optics that would change the image formation and are not modelled."""
 
+VOLTAGES = (50.0, 1000.0)  # kV, of microscopes
+LEAST_DEFOCUS = 100.0  # Å, below which numbers are rather micrometres
 THREADS = 8  # waiting for a file server, not computing
 
 
@@ -55,7 +57,7 @@ def problems(particle_set: ParticleSet, *, mask_diameter: float | None = None, l
             *found[:limit],
             f"{particle_set.paths.particles_file}: and {hidden} more problems like these.",
         ]
-    return found + _warnings(particle_set)
+    return found + _warnings(particle_set) + _unlikely_values(particle_set)
 
 
 def _mask_problems(particles: ParticleSet, mask_diameter: float | None) -> list[str]:
@@ -128,6 +130,36 @@ def _warnings(particles: ParticleSet) -> list[str]:
             f"'{particles.table['rlnImageName'].iloc[row]}' also stands in an earlier row "
             f"({int(duplicated.sum())} such rows); remove duplicates."
         )
+    return found
+
+
+def _unlikely_values(particles: ParticleSet) -> list[str]:
+    """Numbers that can be used but look as if they were in another unit, or of another tomogram."""
+    path, found = particles.paths.particles_file, []
+    for row, group in enumerate(particles.optics, start=1):
+        if not VOLTAGES[0] <= group.voltage_kv <= VOLTAGES[1]:
+            found.append(f"warning: {path}: data_optics row {row}, column rlnVoltage: value {group.voltage_kv:g} is no voltage "
+                         "of a microscope in kV; correct it.")  # fmt: skip
+    for tomogram in particles.tomograms.values():
+        largest = float(np.abs([tomogram.defocus_u, tomogram.defocus_v]).max(initial=0))
+        if 0 < largest < LEAST_DEFOCUS:
+            found.append(f"warning: tilt series {tomogram.name}, columns rlnDefocusU and rlnDefocusV: no value is above "
+                         f"{largest:g} Å; they must be in Å, not in µm.")  # fmt: skip
+    width = particles.box * particles.pixel_size
+    reach = np.full_like(particles.coordinates, np.inf)
+    for name, tomogram in particles.tomograms.items():
+        reach[particles.tomogram_names == name] = 0.5 * tomogram.size * tomogram.pixel_size
+    for what, values, limits, where in (
+        ("rlnCenteredCoordinate{}Angst", particles.coordinates, reach, "outside its tomogram"),
+        ("rlnOrigin{}Angst", particles.origins, np.full_like(particles.origins, width / 2), "outside the particle's box"),
+    ):
+        far = np.abs(values) > np.where(limits > 0, limits, np.inf)
+        if far.any():
+            row, axis = np.argwhere(far)[0]
+            found.append(
+                f"warning: {path}: data_particles row {row + 1}, column {what.format('XYZ'[axis])}: value "
+                f"{values[row, axis]:g} Å lies {where} ({int(far.any(1).sum())} such rows); correct it."
+            )
     return found
 
 
