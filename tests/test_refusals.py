@@ -1,10 +1,13 @@
 """What would lose or spoil something is refused, and what was probably meant is said."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers_vdamkit import OPTIONS
 
 import vdamkit as vk
 from vdamkit.cli import cli
@@ -87,3 +90,26 @@ def test_a_run_says_what_the_check_warns_of(folder, tmp_path):
     assert "note: the mask of 60 Å is only 3.8 px wide" in done.stderr
     again = CliRunner().invoke(cli, ["demo", "--o", str(tmp_path / "job")])
     assert again.exit_code == 2 and "no demo; choose another folder" in again.stderr
+
+
+def test_a_project_that_was_moved_is_resumed_by_its_new_place(folder, tmp_path):
+    shutil.copytree(folder / "stacks2d", tmp_path / "old" / "stacks2d")
+    for name in ("tilt_series", "tomograms.star"):
+        (tmp_path / "old" / name).symlink_to(folder / name)
+    star = Path("stacks2d", "optimisation_set.star")
+    vk.Session(tmp_path / "old" / star, vk.Settings(**OPTIONS), output=tmp_path / "job").step()
+    (tmp_path / "old").rename(tmp_path / "new")
+    lost = CliRunner().invoke(cli, ["resume", str(tmp_path / "job")])
+    assert lost.exit_code == 2 and "checkpoint.npz names cannot be used" in lost.stderr and "give --ios FILE" in lost.stderr
+    session = vk.Session.resume(tmp_path / "job", optimisation_set=tmp_path / "new" / star)
+    session.step()
+    found = CliRunner().invoke(cli, ["resume", str(tmp_path / "job"), "--ios", str(tmp_path / "new" / star), "--iter", "3"])
+    assert found.exit_code == 0 and "Going on after mini-batch 2 of 3" in found.stdout, found.output
+    with pytest.raises(InputError, match="particles"):
+        vk.Session.resume(tmp_path / "job", optimisation_set=folder / "volumes3d" / "optimisation_set.star")
+
+
+def test_a_slow_run_says_something_twice_a_minute(job, monkeypatch, capsys):
+    monkeypatch.setattr("vdamkit.progress.PATIENCE", 0.0)
+    job.run(2, progress=True)
+    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["mini-batch 1", "mini-batch 2"]

@@ -82,7 +82,8 @@ def test_bad_value_is_refused_with_name_value_and_remedy(name, value, says):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [({"healpix_order": 3, "max_healpix_order": 2}, ["max_healpix_order", "healpix_order"]),
-     ({"offset_range": 1, "offset_step": 2}, ["offset_range", "offset_step"])],
+     ({"offset_range": 1, "offset_step": 2}, ["offset_range", "offset_step"]),
+     ({"offset_range": 40, "offset_step": 0.1}, ["offset_range", "offset_step", "2.7e+08 shifts"])],
 )  # fmt: skip
 def test_options_that_contradict_each_other(changes, names):
     with pytest.raises(SettingsError) as caught:

@@ -135,14 +135,16 @@ def expected_memory(particles: ParticleSet, settings, backend: Backend, batch: i
     state = settings.classes * box**2 * (box * real + (box // 2 + 1) * 5 * real)
     chunk = min(1.5 * settings.chunk_particles, batch) * len(half_ball(box // 2)) * 10 * real
     work = backend.threads * 2 * CHUNK_BYTES + KEPT_BYTES
-    return float(kept), float(kept + 20 * state + chunk + work)
+    phases = (
+        len(shift_grid(settings.offset_range, settings.offset_step)) * len(half_ball(_first_radius(box, settings))) * 2 * real
+    )
+    return float(kept), float(kept + 20 * state + chunk + work + phases)
 
 
 def expected_flops(particles: ParticleSet, settings, batch: float) -> float:
     """Floating-point operations of one mini-batch of `batch` particles at the start (rough)."""
     px, box = particles.pixel_size, particles.box
-    shell = max(settings.min_resolution_shell, round(settings.start_fraction * box))
-    radius = schedule.current_radius(shell, settings, box)
+    radius = _first_radius(box, settings)
     levels = plan_levels(
         settings.healpix_order, settings.search_symmetry, box=box, pixel_size=px, mask_diameter=settings.mask_diameter,
         radius=radius, adaptive=settings.adaptive,
@@ -155,6 +157,12 @@ def expected_flops(particles: ParticleSet, settings, batch: float) -> float:
         total += 8.0 * last / (1 if level.fine_shifts else 8) * len(half_ball(level.radius))
     total += M_STEP * 8.0 * last * len(half_ball(radius))
     return total * batch
+
+
+def _first_radius(box: int, settings) -> int:
+    """Radius of the half-balls (px) in the first mini-batch."""
+    shell = max(settings.min_resolution_shell, round(settings.start_fraction * box))
+    return schedule.current_radius(shell, settings, box)
 
 
 def _admitted(particles: ParticleSet, settings, order: int) -> int:
@@ -231,6 +239,8 @@ def setting_warnings(particles: ParticleSet, settings) -> list[str]:
             f"{path}: a {option} prior was asked for but {missing.sum()} of {len(missing)} particles have no "
             f"rlnAngle{column}Prior; for these it follows the particle's last {option} angle."
         )
+    if settings.offset_range > particles.box / 2:
+        found.append(f"offset_range of {settings.offset_range:g} px reaches beyond half the box of {particles.box} px.")
     if settings.scratch_dir is not None:
         paths = [resolve_path(names[0], path) for names in particles.file_names.values()]
         wanted = len(particles) * sum(file.stat().st_size for file in paths if file is not None)

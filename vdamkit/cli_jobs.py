@@ -28,8 +28,8 @@ score_option = click.option(
 )
 
 
-def input_options(command):
-    """Decorator: the particles, as an optimisation set or one by one."""
+def input_flags(command):
+    """Decorator: the particles' files, each by its flag."""
     for flag, name, text in (
         ("--trajectories", "trajectories", "Motion of the particles (motion.star)."),
         ("--tomograms", "tomograms", "tomograms.star; needed for 2D stacks without an optimisation set."),
@@ -37,20 +37,30 @@ def input_options(command):
         ("--ios", "ios", "The optimisation set, as RELION's command line gives it."),
     ):
         command = click.option(flag, name, cls=SectionOption, metavar="FILE", default=None, help=text)(command)
-    return click.argument("optimisation_set", required=False, metavar="[OPTIMISATION_SET]")(command)
+    return command
+
+
+def input_options(command):
+    """Decorator: the same, or the optimisation set as an argument."""
+    return click.argument("optimisation_set", required=False, metavar="[OPTIMISATION_SET]")(input_flags(command))
+
+
+def input_files(values: dict[str, Any]) -> dict[str, Any]:
+    """The files of the command line, by the arguments of `open_particles`; taken out of its values."""
+    files = {name: values.pop(name, None) for name in ("optimisation_set", "particles", "tomograms", "trajectories")}
+    ios = values.pop("ios")
+    if ios is not None and files["optimisation_set"] is not None:
+        raise InputError(
+            f"two optimisation sets were given, {files['optimisation_set']} and --ios {ios}; leave one of them out"
+        )
+    return files | {"optimisation_set": files["optimisation_set"] or ios}
 
 
 def open_input(values: dict[str, Any]):
     """The particle set of the command line."""
     from vdamkit.io.particles import open_particles
 
-    names = ("optimisation_set", "particles", "tomograms", "trajectories")
-    files, ios = {name: values.pop(name) for name in names}, values.pop("ios")
-    if ios is not None and files["optimisation_set"] is not None:
-        raise InputError(
-            f"two optimisation sets were given, {files['optimisation_set']} and --ios {ios}; leave one of them out"
-        )
-    files["optimisation_set"] = files["optimisation_set"] or ios
+    files = input_files(values)
     if files["optimisation_set"] is None and files["particles"] is None:
         raise InputError("no input; give an optimisation_set.star, or --i particles.star with --tomograms tomograms.star")
     return open_particles(**files)
@@ -152,16 +162,18 @@ def _kept(session) -> str:
 
 @click.command(cls=JobCommand, short_help="Go on with a run.")
 @click.argument("folder", metavar="FOLDER")
+@input_flags
 @score_option
 @partial(settings_options, defaults=False)
 def resume(folder: str, score_all: bool, **values: Any) -> None:
     """Go on with the run in FOLDER to its end, bit for bit as if it had never stopped.
 
-    Options that are given replace those of the run from the next mini-batch on.
+    Options that are given replace those of the run from the next mini-batch on. Files need only be given if they were moved.
     """
     from vdamkit.session import Session
 
-    session = Session.resume(folder, **given_options(values))
+    files = input_files(values)
+    session = Session.resume(folder, **files, **given_options(values))
     before, now = session._history.node.settings.as_dict(), session.settings.as_dict()
     for name in (name for name in now if now[name] != before[name]):
         click.echo(f"{name}: {before[name]} → {now[name]}")

@@ -158,7 +158,7 @@ def flag_of(name: str) -> str:
     return FLAGS[name][0].split("/")[0]
 
 
-INPUTS = {"particles": "--i", "tomograms": "--tomograms", "trajectories": "--trajectories"}
+INPUTS = {"optimisation_set": "--ios", "particles": "--i", "tomograms": "--tomograms", "trajectories": "--trajectories"}
 _FLAG = INPUTS | {name: flag_of(name) for name in FLAGS}
 _GIVEN = re.compile(rf"(?<![\w./-])({'|'.join(_FLAG)})=('[^']*'|\.\.\.|[\w.]*\w)")
 _BEGIN = re.compile(rf"^({'|'.join(FLAGS)})(?= (?:is|cannot) )")

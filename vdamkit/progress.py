@@ -10,7 +10,7 @@ from typing import IO
 
 from vdamkit.state import StepReport
 
-EVERY = 10  # mini-batches per line where the output is not a terminal
+EVERY, PATIENCE = 10, 30.0  # mini-batches, and seconds, per line where the output is not a terminal
 LAPS = 5  # mini-batches from which the time left is reckoned
 
 
@@ -24,7 +24,8 @@ def clock(seconds: float) -> str:
 class watch:
     """Watch the next `n` mini-batches of a session: ``with watch(session, n) as bar: bar.landed(session.step())``.
 
-    On a terminal a bar that also moves within a mini-batch; elsewhere one line per ten mini-batches. Notes are told at once.
+    On a terminal a bar that also moves within a mini-batch; elsewhere a line after ten mini-batches or half a minute. Notes
+    are told at once.
 
     Parameters
     ----------
@@ -43,7 +44,7 @@ class watch:
         self._bar = None
 
     def __enter__(self) -> watch:
-        self._began = self._lap = time.perf_counter()
+        self._began = self._lap = self._said = time.perf_counter()
         if self.live:
             from tqdm import tqdm
 
@@ -72,7 +73,9 @@ class watch:
             for note in report.notes if self._bar is not None else ():
                 self._bar.write(f"note: mini-batch {report.iteration}: {note}", file=self.file)
             self._draw()
-        if not self.live and (self._done % EVERY == 0 or self._done == self.n or report.notes):
+        wanted = self._done % EVERY == 0 or self._done == self.n or report.notes or now - self._said > PATIENCE
+        if not self.live and wanted:
+            self._said = now
             left = f", {clock(self.time_left())} left" if self._done < self.n else ""
             print(f"{report}; {clock(now - self._began)} gone{left}", file=self.file, flush=True)
 

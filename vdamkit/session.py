@@ -269,13 +269,18 @@ class Session(Edits, Views):
         return storage.save(self, target, final=final, overwrite=overwrite)
 
     @classmethod
-    def resume(cls, folder: str | Path, **options: Any) -> Session:
+    def resume(
+        cls, folder: str | Path, *, optimisation_set: str | Path | None = None, particles: str | Path | None = None,
+        tomograms: str | Path | None = None, trajectories: str | Path | None = None, **options: Any,
+    ) -> Session:  # fmt: skip
         """Continue from the checkpoint in `folder`: same state, settings and log, bit for bit.
 
+        optimisation_set, particles, tomograms, trajectories: where the run's input lies now, if it was moved.
         options: to be changed, as by :meth:`change`; with ``device="cpu"`` a GPU's run goes on without one. Raises InputError
-        where there is no checkpoint or the particle file now lists other particles.
+        where there is no checkpoint, or its particles are not found or are others now.
         """
-        return storage.resume(cls, Path(folder), options)
+        files = {"particles": particles, "tomograms": tomograms, "trajectories": trajectories}
+        return storage.resume(cls, Path(folder), options, files | {"optimisation_set": optimisation_set})
 
     def free(self) -> None:
         """Give back the memory of kept particles, of sums, and all that is held on GPUs (each is filled again when needed)."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from math import pi
 from numbers import Integral
 from typing import Any
 
@@ -15,6 +16,9 @@ from vdamkit.sampling.point_groups import parse_symmetry
 
 COMPUTING = ("device", "threads", "device_memory")
 """Options that say where a session computes, and the arguments of :func:`vdamkit.backend.get_backend`."""
+
+
+MOST_SHIFTS = 20_000  # of a search: their phases alone take a GiB
 
 
 def _option(default: Any, flag: str, doc: str, *, group: str = "expert", low=None, high=None, choices=None) -> Any:
@@ -171,6 +175,12 @@ class Settings:
             raise SettingsError(
                 f"offset_range is {self.offset_range} px, smaller than offset_step {self.offset_step} px; raise the range "
                 "or lower the step"
+            )
+        shifts = 4 / 3 * pi * (self.offset_range / self.offset_step) ** 3
+        if shifts > MOST_SHIFTS:
+            raise SettingsError(
+                f"offset_range is {self.offset_range:g} px in steps of {self.offset_step:g} px (offset_step), some "
+                f"{shifts:.2g} shifts; at most {MOST_SHIFTS} are searched, so raise the step or lower the range"
             )
 
     @property

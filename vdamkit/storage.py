@@ -198,8 +198,10 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "vdamkit"
 
 
-def resume(kind: type, folder: Path, options: dict[str, Any]):
+def resume(kind: type, folder: Path, options: dict[str, Any], files: dict[str, Any]):
     """A session in the state of the checkpoint in `folder`, writing on to the same folder.
+
+    files: arguments of `open_particles`, None where nothing was given; if any was, in place of what the checkpoint names.
 
     Raises
     ------
@@ -210,7 +212,7 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
     if not path.exists():
         raise InputError(f"there is no {CHECKPOINT} in {folder}; give the --o folder of a vdamkit run")
     state, settings, log, inputs = load_checkpoint(path)
-    particles = _particles(inputs)
+    particles = open_particles(**files) if any(files.values()) else _particles(path, inputs)
     _refuse_other_particles(path, particles, state, inputs)
     computing = {name: options[name] for name in COMPUTING if name in options}  # the run's own device may be gone
     session = kind(settings=settings.replace(**computing), particle_set=particles)
@@ -226,12 +228,20 @@ def resume(kind: type, folder: Path, options: dict[str, Any]):
     return session
 
 
-def _particles(inputs: dict[str, Any]) -> ParticleSet:
+def _particles(path: Path, inputs: dict[str, Any]) -> ParticleSet:
     """The particles of a run: a file that was given beside the optimisation set wins over the one named there again."""
     job = inputs.get("optimisation_set")
-    entries = as_list(next(iter(read_star(job).values()))) if job else {}
-    named = {name: str(entries.get(column, "")).strip() for name, column in COLUMNS.items()}
-    return open_particles(job, **{name: inputs[name] for name in COLUMNS if inputs.get(name) and inputs[name] != named[name]})
+    try:
+        entries = as_list(next(iter(read_star(job).values()))) if job else {}
+        named = {name: str(entries.get(column, "")).strip() for name, column in COLUMNS.items()}
+        return open_particles(
+            job, **{name: inputs[name] for name in COLUMNS if inputs.get(name) and inputs[name] != named[name]}
+        )
+    except InputError as problem:
+        raise InputError(
+            f"the input that {path} names cannot be used: {str(problem).rstrip('.')}. If it lies elsewhere now, give "
+            "optimisation_set=..., or particles=... with tomograms=..."
+        ) from None
 
 
 def _refuse_other_particles(path: Path, particles: ParticleSet, state: State, inputs: dict[str, Any]) -> None:
