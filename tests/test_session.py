@@ -158,6 +158,31 @@ def test_a_grid_too_coarse_for_the_resolution_is_in_the_verdict(folder, order, c
     assert ("too coarse" in str(verdict)) == ("ten more mini-batches" in str(verdict)) == coarse
 
 
+def test_grids_changed_between_mini_batches_are_used(job):
+    """RELION takes --healpix_order, --offset_range and --offset_step on --continue as well."""
+    job.step()
+    before = job.state
+    job.change(healpix_order=2, offset_range=3, offset_step=1, sigma_offset=5)
+    assert job.step().healpix_order == 2
+    assert (job.state.offset_range, job.state.offset_step) == (3 * job.pixel_size, job.pixel_size)
+    assert job.step().healpix_order == 2, "once, not each time"
+    job.undo(2)
+    assert job.state is before and job.settings.healpix_order == 1 and job.step().healpix_order == 1
+    with pytest.raises(SettingsError, match="noise_particles only matters for the start"):
+        job.change(noise_particles=5)
+
+
+@pytest.mark.parametrize(("iteration", "counted"), [(7, 0), (8, 1), (9, 3)])
+def test_mini_batches_without_gain_are_counted_from_the_ninth_on(job, iteration, counted):
+    """So that the grid may become finer at the tenth. Source: RELION ml_optimiser.cpp:updateAngularSampling."""
+    job.change(auto_sampling=False)
+    job._ensure_start()
+    no_gain = 2 if iteration == 9 else 0
+    job._edited(job.state.replace(iteration=iteration, resolution_shell=10, no_gain=no_gain), "no resolution is better")
+    job.step()
+    assert job.state.iteration == iteration + 1 and job.state.no_gain == counted
+
+
 def test_two_classes_and_volumes(folder):
     job = vk.Session(folder / "volumes3d" / "optimisation_set.star", vk.Settings(**OPTIONS | {"classes": 2}))
     report = job.run(2)

@@ -100,7 +100,8 @@ def check_job(particles: ParticleSet, settings, *, measure: bool = True) -> JobC
     is_warning = [text.startswith("warning:") for text in sentences]
     warnings = [text.removeprefix("warning: ") for text, w in zip(sentences, is_warning, strict=True) if w]
     n = len(particles)
-    sizes = [schedule.batch_size(i, n, settings) for i in np.linspace(1, settings.mini_batches, 50).tolist()]
+    total = settings.mini_batches
+    sizes = [schedule.batch_size(i, n, settings, last=i == total) for i in np.linspace(1, total, 50).tolist()]
     flops = expected_flops(particles, settings, float(np.mean(sizes)))
     speed = _speed(backend) if measure else float("nan")
     kept, memory = expected_memory(particles, settings, backend, max(sizes))

@@ -19,6 +19,7 @@ from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.settings import COMPUTING, Settings, check_mask, whole_number
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
+from vdamkit.vdam.accuracy import changed_sampling
 from vdamkit.vdam.advance import advance
 from vdamkit.vdam.start import initial_state
 from vdamkit.views import Views
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from vdamkit.checks import JobCheck
 
 T = TypeVar("T")
+
+ONLY_AT_START = ("start_fraction", "noise_particles", "start_particles")
+"""Options of which only state 0 is made."""
 
 
 class Session(Edits, Views):
@@ -189,7 +193,7 @@ class Session(Edits, Views):
         Before the first mini-batch in a symmetry that the maps do not have, they are turned onto its axes (with moments and
         poses), if they show them. Raises SettingsError and changes nothing where an option is wrong.
         """
-        with self._starting if {"classes", "precision"} & set(options) else nullcontext(), self._lock:
+        with self._starting if {"classes", "precision", *ONLY_AT_START} & set(options) else nullcontext(), self._lock:
             old, new = self._pending, self._pending.replace(**options)
             check_mask(new, self.particles)
             self._refuse_in_mid_run(new)
@@ -210,6 +214,9 @@ class Session(Edits, Views):
             )
         if self._history and new.precision != self._pending.precision:
             raise SettingsError("precision cannot change in mid-run; start a new session")
+        for name in ONLY_AT_START:
+            if self._history and getattr(new, name) != getattr(self._pending, name):
+                raise SettingsError(f"{name} only matters for the start, which this run has made; start a new session")
 
     @alone
     def undo(self, n: int = 1) -> int:
@@ -311,7 +318,9 @@ class Session(Edits, Views):
             from vdamkit.symmetry.of_session import take_up
 
             take_up(self, settings)
-        return advance(self._history.node.state, settings, source, backend, self._tick)
+        node = self._history.node
+        state = changed_sampling(node.state, node.settings, settings, self.pixel_size)
+        return advance(state, settings, source, backend, self._tick)
 
     def _computed(self, work: Callable[..., T]) -> tuple[T, Settings]:
         """``work(settings, source, backend)`` and those settings; on the CPU where a GPU does not answer on the way."""

@@ -81,7 +81,8 @@ def test_batch_sizes(particles, initial, final):
 def test_batch_sizes_of_the_user_and_the_last_of_several_classes():
     s = TWO_HUNDRED.replace(batch_initial=30, batch_final=70)
     assert [schedule.batch_size(i, 1000, s) for i in (1, 110, 200)] == [30, 50, 70]
-    assert schedule.batch_size(200, 1000, s.replace(classes=2)) == 1000
+    assert schedule.batch_size(200, 1000, s.replace(classes=2), last=True) == 1000
+    assert schedule.batch_size(200, 1000, s.replace(classes=2)) == 70, "one of those that were added to a finished run"
     assert schedule.batch_size(199, 1000, s.replace(classes=2)) == 70
 
 

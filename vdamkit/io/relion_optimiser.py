@@ -64,7 +64,8 @@ def optimiser_block(names: FileNames, state: State, settings: Settings, particle
 def _gradient_entries(state: State, settings: Settings, particles: ParticleSet) -> dict[str, object]:
     """Schedules of the gradient optimisation; rlnSgdSubsetSize -1 where all particles are used."""
     n = len(particles)
-    size = schedule.batch_size(state.position(settings), n, settings)
+    last = state.iteration == settings.mini_batches
+    size = schedule.batch_size(state.position(settings), n, settings, last=last)
     ratio = settings.step_initial / settings.step_final if settings.step_final > 0 else 1.0
     return {
         "rlnDoGradientRefine": 1,

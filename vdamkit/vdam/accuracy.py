@@ -114,6 +114,13 @@ def refined_sampling(state: State, settings, *, is_stack: bool, accuracy: tuple[
     return Sampling(order, float(reach), float(step), 0)
 
 
+def changed_sampling(state: State, old, new, pixel_size: float) -> State:
+    """The state with what a person changed of the grids between two mini-batches, from settings `old` to `new`."""
+    px = {"healpix_order": 1, "offset_range": pixel_size, "offset_step": pixel_size, "sigma_offset": 1}
+    changed = [name for name in px if getattr(old, name) != getattr(new, name)]
+    return state.replace(**{name: getattr(new, name) * px[name] for name in changed})
+
+
 def due(iteration: int) -> bool:
     """Auto-sampling is considered at every tenth mini-batch."""
     return iteration % 10 == 0

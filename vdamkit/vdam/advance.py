@@ -23,6 +23,8 @@ from vdamkit.vdam.search import Search, is_local, make_search
 from vdamkit.vdam.start import Particles
 from vdamkit.vdam.visit import Found, Tick, Visited, all_bad, no_tick, none_left, visit
 
+FIRST_COUNT = 9  # mini-batch from whose end on those without better resolution are counted, so that the tenth may refine grids
+
 
 def advance(state: State, settings, particles: Particles, backend: Backend, tick: Tick = no_tick) -> tuple[State, StepReport]:
     """The state after one more mini-batch, and what it found.
@@ -41,7 +43,8 @@ def advance(state: State, settings, particles: Particles, backend: Backend, tick
         perturbation = schedule.next_perturbation(state.perturbation, iteration, settings)
         plan = state.plan.changed(state.iteration, settings.mini_batches)
         state = state.replace(perturbation=perturbation, plan=plan)
-        size = schedule.batch_size(plan.position(iteration), len(particles), settings)
+        last = iteration == settings.mini_batches
+        size = schedule.batch_size(plan.position(iteration), len(particles), settings, last=last)
         index = schedule.draw_batch(iteration, size, len(particles), settings)
         index = np.setdiff1d(index, np.asarray(state.bad_particles, int))
         if not len(index):
@@ -70,7 +73,8 @@ def _upcoming(state: State, settings, n_particles: int, iteration: int) -> np.nd
     """Particles of the mini-batch after this one, if the settings stay as they are."""
     if iteration >= settings.mini_batches:
         return np.zeros(0, int)
-    size = schedule.batch_size(state.plan.position(iteration + 1), n_particles, settings)
+    last = iteration + 1 == settings.mini_batches
+    size = schedule.batch_size(state.plan.position(iteration + 1), n_particles, settings, last=last)
     index = schedule.draw_batch(iteration + 1, size, n_particles, settings)
     return np.setdiff1d(index, np.asarray(state.bad_particles, int))
 
@@ -119,7 +123,7 @@ def _maximise(
         **updated, iteration=iteration, sigma2=_noise(state, settings, particles, sums, mu),
         class_probability=probability / probability.sum(),
         sigma_offset=float(max(sigma_offset, settings.min_sigma_offset)), resolution_shell=shell,
-        no_gain=0 if gained or iteration < 10 else state.no_gain + 1,
+        no_gain=0 if gained or iteration < FIRST_COUNT else state.no_gain + 1,
     )  # fmt: skip
 
 

@@ -180,7 +180,8 @@ def vdam_update(
     d0, d1 = d = gradients.d.reshape(2, -1)[:, inside.at]
     new1, new2 = moment1.copy(), moment2.copy()
     flat1, flat2 = new1.reshape(2, -1), new2.reshape(-1)  # views
-    flat1[:, inside.at] = d if not moment1.any() else momentum * flat1[:, inside.at] + (1 - momentum) * d
+    for h, mine in enumerate(flat1):
+        mine[inside.at] = momentum * mine[inside.at] + (1 - momentum) * d[h] if moment1[h].any() else d[h]
     floor = EPSILON * inside.means(np.abs(d0) ** 2 + np.abs(d1) ** 2)[shell] + np.finfo(np.float64).tiny
     ratio = np.minimum(np.abs(d1 - d0) ** 2 / (np.abs(0.5 * (d0 + d1)) ** 2 + floor), RATIO_LIMIT)
     flat2[inside.at] = second_momentum * flat2[inside.at] + (1 - second_momentum) * ratio

@@ -44,8 +44,8 @@ def tau2_fudge(position: float, settings) -> float:
     return min(1.0, settings.T) * s + settings.T * (1 - s)
 
 
-def batch_size(position: float, n_particles: int, settings) -> int:
-    """Particles of a mini-batch; `n_particles` where all are used.
+def batch_size(position: float, n_particles: int, settings, *, last: bool = False) -> int:
+    """Particles of a mini-batch; `n_particles` where all are used, as in the `last` one of several classes.
 
     Source: RELION ml_optimiser.cpp:initialiseGeneral, updateSubsetSize. RELION takes all of a set of 200 or fewer from the
     start, so that each particle finds its own noise in the map wherever it first came to lie, and stays there (upside down,
@@ -61,7 +61,7 @@ def batch_size(position: float, n_particles: int, settings) -> int:
         size = initial + round((position - first) / middle * (final - initial))
     else:
         size = final
-    if settings.classes > 1 and position == settings.mini_batches:
+    if settings.classes > 1 and last:
         return n_particles
     return min(size, n_particles)
 
