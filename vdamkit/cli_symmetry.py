@@ -34,9 +34,8 @@ def align_symmetry(
     from vdamkit.symmetry import find_symmetry, symmetrised
 
     target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
-    _refuse_existing(
-        [Path(output), *([target] if particles else [])], [map_path, *([particles] if particles else [])], overwrite
-    )
+    inputs = [map_path, _map_file(map_path, largest)[0], *([particles] if particles else [])]
+    _refuse_existing([Path(output), *([target] if particles else [])], inputs, overwrite)
     volume, pixel_size, number = _read(map_path, largest, radius)
     blocks = _with_poses(particles) if particles else None
     match = find_symmetry(volume, pixel_size, group, radius=radius)
@@ -86,9 +85,7 @@ def _read(map_path: str, largest: bool, radius: float | None) -> tuple:
     from vdamkit.io.mrc import read_map
     from vdamkit.io.particle_columns import SMALLEST_BOX
 
-    number = None
-    if map_path.endswith(".star"):
-        map_path, number = _map_of_model(map_path, largest)
+    map_path, number = _map_file(map_path, largest)
     volume, pixel_size = read_map(map_path)
     if not np.isfinite(volume).all() or not np.ptp(volume):
         raise InputError(f"{map_path}: the map holds nothing (constant, or not finite); give another map")
@@ -127,6 +124,11 @@ def symmetry_scores(map_path: str, largest: bool, radius: float | None, resoluti
         from vdamkit.notebook.symmetry_figure import symmetry_figure
 
         click.echo(f"picture: {Picture(png(symmetry_figure(scores, heading=Path(map_path).name))).save(output)}")
+
+
+def _map_file(path: str, largest: bool) -> tuple[str, int | None]:
+    """The map itself, and the number of its class where it is named by a model.star."""
+    return _map_of_model(path, largest) if path.endswith(".star") else (path, None)
 
 
 def _map_of_model(path: str, largest: bool) -> tuple[str, int]:

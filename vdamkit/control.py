@@ -61,7 +61,7 @@ class Control:
             self._go.set()
 
     def pause(self) -> None:
-        if self._thread is not None:
+        if self._thread is not None and not self._cancelled:
             self._go.clear()
 
     def unpause(self) -> None:

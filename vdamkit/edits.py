@@ -35,6 +35,7 @@ class Edits:
         before = self.state
         state, settings = self._computed(lambda *means: score_all(before, *means, tick))
         self._history.append(state, settings, self.report, note="all particles scored")
+        self._tell()
         return self.poses
 
     # symmetry ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The panel's pictures show the numbers they are given; they are drawn without touching the user's matplotlib."""
 
 import io
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -70,6 +71,9 @@ def test_convergence_shows_every_mini_batch_and_every_change(two_steps):
     assert lines(figure.axes[5])["T in force"].tolist() == [r.T for r in reports]
     assert "T 4 → 2" in figure.get_supxlabel()
     assert "No mini-batch" in convergence_figure([]).texts[0].get_text()
+    split = [reports[0], replace(reports[1], class_populations=(0.7, 0.3))]
+    first, second = (lines(convergence_figure(split).axes[3])[f"class {k}"] for k in (1, 2))
+    np.testing.assert_array_equal([first[1], second[0], second[1]], [0.7, np.nan, 0.3])
 
 
 def test_comparison_is_blind_to_the_grey_scale():

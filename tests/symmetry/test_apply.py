@@ -310,6 +310,9 @@ def test_the_largest_class_of_a_model_is_aligned(c1_job, tmp_path):
     moved_rows = ~np.isclose(before["rlnAngleRot"], after["rlnAngleRot"], atol=1e-4)
     second = before["rlnClassNumber"].to_numpy() == 2
     assert second.sum() == 10 and not moved_rows[second].any() and moved_rows[~second].all()
+    itself = [str(model.with_name("run_it010_class001.mrc")) if word.endswith("out.mrc") else word for word in common]
+    refused = CliRunner().invoke(cli, [*itself, "--select-largest-class", "--overwrite"])
+    assert refused.exit_code == 2 and "is an input" in refused.output
     model.with_name("run_it010_class001.mrc").unlink()
     gone = CliRunner().invoke(cli, [*common, "--select-largest-class", "--overwrite"])
     assert gone.exit_code == 2 and "rlnReferenceImage" in gone.output

@@ -326,9 +326,10 @@ def convergence_figure(reports: Sequence[StepReport], marks: Sequence[Mark] = ()
     draw(axes[0, 2], [r.angle_change for r in reports], BLUE, "angle (°, median)")
     draw(axes[0, 2], [r.offset_change for r in reports], ORANGE, "offset (Å, rms)")
     axes[0, 2].set_ylabel("change since the last visit")
-    populations = np.array([r.class_populations for r in reports])
-    for k in range(populations.shape[1]):
-        draw(axes[1, 0], populations[:, k], class_colour(k), f"class {k + 1}")
+    classes = max(len(r.class_populations) for r in reports)  # some may have been split or dropped on the way
+    for k in range(classes):
+        shares = [r.class_populations[k] if k < len(r.class_populations) else np.nan for r in reports]
+        draw(axes[1, 0], shares, class_colour(k), f"class {k + 1}")
     axes[1, 0].set(ylabel="class population", ylim=(0, 1.03))
     draw(axes[1, 1], [r.step_size for r in reports], GREEN)
     axes[1, 1].set(ylabel="step size η", ylim=(0, 1.03))
@@ -345,7 +346,7 @@ def convergence_figure(reports: Sequence[StepReport], marks: Sequence[Mark] = ()
             axis.axvline(mark.iteration - 0.5, color=GREY, linewidth=0.8, linestyle=":")
             axis.annotate(str(i), (mark.iteration - 0.5, 1.0), xycoords=("data", "axes fraction"), fontsize=7, color=GREY,
                           ha="center", va="bottom")  # fmt: skip
-    for axis in (axes[0, 2], axes[1, 2], *([axes[1, 0]] if populations.shape[1] > 1 else [])):
+    for axis in (axes[0, 2], axes[1, 2], *([axes[1, 0]] if classes > 1 else [])):
         axis.legend(frameon=False, fontsize=7.5)
     if marks:
         text = "\n".join(f"{i}: before mini-batch {mark.iteration}: {mark.text}" for i, mark in enumerate(marks, 1))
