@@ -166,7 +166,11 @@ def test_grids_changed_between_mini_batches_are_used(job):
     assert job.step().healpix_order == 2
     assert (job.state.offset_range, job.state.offset_step) == (3 * job.pixel_size, job.pixel_size)
     assert job.step().healpix_order == 2, "once, not each time"
-    job.undo(2)
+    job.change(healpix_order=1)
+    job.score_all()
+    assert job._history.node.in_force.healpix_order == 2, "scoring all particles takes nothing up"
+    assert job.step().healpix_order == 1, "nor does it lose what is to be taken up"
+    job.undo(4)
     assert job.state is before and job.settings.healpix_order == 1 and job.step().healpix_order == 1
     with pytest.raises(SettingsError, match="noise_particles only matters for the start"):
         job.change(noise_particles=5)

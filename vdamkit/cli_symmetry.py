@@ -34,9 +34,10 @@ def align_symmetry(
     from vdamkit.symmetry import find_symmetry, symmetrised
 
     target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
-    inputs = [map_path, _map_file(map_path, largest)[0], *([particles] if particles else [])]
+    given, (map_path, number) = map_path, _map_file(map_path, largest)
+    inputs = [given, map_path, *([particles] if particles else [])]
     _refuse_existing([Path(output), *([target] if particles else [])], inputs, overwrite)
-    volume, pixel_size, number = _read(map_path, largest, radius)
+    volume, pixel_size = _read(map_path, radius)
     blocks = _with_poses(particles) if particles else None
     match = find_symmetry(volume, pixel_size, group, radius=radius)
     turned = moved(volume, match.rotation, match.shift / pixel_size)
@@ -77,15 +78,14 @@ def _with_poses(path: str) -> dict:
     return blocks
 
 
-def _read(map_path: str, largest: bool, radius: float | None) -> tuple:
-    """A map, its pixel size in Å, and the number of its class where it was named by a model.star; InputError where nothing can
-    be found in it, SettingsError where the sphere of `radius` (Å) holds next to nothing of it."""
+def _read(map_path: str, radius: float | None) -> tuple:
+    """A map and its pixel size in Å; InputError where nothing can be found in it, SettingsError where the sphere of `radius`
+    (Å) holds next to nothing of it."""
     import numpy as np
 
     from vdamkit.io.mrc import read_map
     from vdamkit.io.particle_columns import SMALLEST_BOX
 
-    map_path, number = _map_file(map_path, largest)
     volume, pixel_size = read_map(map_path)
     if not np.isfinite(volume).all() or not np.ptp(volume):
         raise InputError(f"{map_path}: the map holds nothing (constant, or not finite); give another map")
@@ -96,7 +96,7 @@ def _read(map_path: str, largest: bool, radius: float | None) -> tuple:
         raise InputError(f"{map_path}: the header has no pixel size; set it there (in Å)")
     if radius is not None and not radius >= 2 * pixel_size:
         raise SettingsError(f"--radius is {radius:g}; it must be in Å, at least 2 px of this map ({2 * pixel_size:g} Å)")
-    return volume, pixel_size, number
+    return volume, pixel_size
 
 
 @click.command("symmetry-scores", cls=SectionCommand, short_help="Which point groups a map made in C1 supports.")
@@ -114,7 +114,8 @@ def symmetry_scores(map_path: str, largest: bool, radius: float | None, resoluti
 
     if resolution is not None and not resolution > 0:
         raise SettingsError(f"--resolution is {resolution:g}; it must be a length in Å, greater than 0")
-    volume, pixel_size, _ = _read(map_path, largest, radius)
+    map_path, _ = _map_file(map_path, largest)
+    volume, pixel_size = _read(map_path, radius)
     scores = score(volume, pixel_size, radius=radius, resolution=resolution)
     click.echo(scores.table().head(10).round(2).to_string())
     click.echo(str(scores))

@@ -34,7 +34,7 @@ class Edits:
 
         before = self.state
         state, settings = self._computed(lambda *means: score_all(before, *means, tick))
-        self._history.append(state, settings, self.report, note="all particles scored")
+        self._history.append(state, settings, self.report, "all particles scored", has=self._history.node.in_force)
         self._tell()
         return self.poses
 
@@ -119,5 +119,6 @@ class Edits:
 
     def _edited(self: Any, state: State, note: str) -> None:
         settings = self._pending.replace(classes=len(state.maps))
-        self._history.append(state, settings, self.report, note=note)
+        has = self._history.node.in_force.replace(classes=len(state.maps))
+        self._history.append(state, settings, self.report, note, has=has)
         self._arrive()

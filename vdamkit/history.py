@@ -44,7 +44,7 @@ class Shelf:
 
 @dataclass(frozen=True)
 class Node:
-    """One point of the history: a state, the settings in force there and how it came about."""
+    """One point of the history: a state, the settings there, which the next mini-batch will use, and how it came about."""
 
     number: int
     parent: int | None
@@ -55,6 +55,12 @@ class Node:
     when: str = ""
     held: State | None = field(default=None, repr=False)  # None where the state waits on disc
     path: Path | None = None
+    has: Settings | None = None  # where the state is not of these settings: those that it was made with
+
+    @property
+    def in_force(self) -> Settings:
+        """The settings that the state was made with; what differs from them is still to be taken up."""
+        return self.has or self.settings
 
     @property
     def state(self) -> State:
@@ -95,12 +101,14 @@ class History:
             other.__dict__ |= self.__dict__ | {"nodes": list(self.nodes), "_undone": [], "_lock": threading.RLock()}
         return other
 
-    def append(self, state: State, settings: Settings, report: StepReport | None, note: str = "") -> None:
-        """A child of the current node, which becomes the current one."""
+    def append(
+        self, state: State, settings: Settings, report: StepReport | None, note: str = "", *, has: Settings | None = None
+    ) -> None:  # fmt: skip
+        """A child of the current node, which becomes the current one; `has`: see :class:`Node`."""
         when = datetime.now(UTC).isoformat(timespec="seconds")
         with self._lock:
             parent = self.current if self.nodes else None
-            self.nodes.append(Node(len(self.nodes), parent, state.iteration, settings, report, note, when, held=state))
+            self.nodes.append(Node(len(self.nodes), parent, state.iteration, settings, report, note, when, held=state, has=has))
             self.current = len(self.nodes) - 1
             self._undone.clear()
             self._put_away()

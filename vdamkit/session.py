@@ -314,12 +314,12 @@ class Session(Edits, Views):
 
     def _advance(self, settings: Settings, source: ParticleSource, backend: Backend) -> tuple[State, StepReport]:
         """The next mini-batch, on maps that have the symmetry of these settings."""
-        if settings.search_symmetry != self._history.node.settings.search_symmetry:
+        if settings.search_symmetry != self._history.node.in_force.search_symmetry:
             from vdamkit.symmetry.of_session import take_up
 
             take_up(self, settings)
         node = self._history.node
-        state = changed_sampling(node.state, node.settings, settings, self.pixel_size)
+        state = changed_sampling(node.state, node.in_force, settings, self.pixel_size)
         return advance(state, settings, source, backend, self._tick)
 
     def _computed(self, work: Callable[..., T]) -> tuple[T, Settings]:

@@ -195,7 +195,6 @@ class Settings:
 
     def replace(self, **changes: Any) -> Settings:
         """A copy with some options changed and everything checked again."""
-        refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
     def as_dict(self) -> dict[str, Any]:

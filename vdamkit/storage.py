@@ -177,7 +177,7 @@ def checkpoint(session, folder: Path) -> None:
     inputs = {name: getattr(paths, name) for name in ("optimisation_set", "particles", "tomograms", "trajectories")}
     inputs = {name: None if value is None else str(value) for name, value in inputs.items()}
     session._digest = session._digest or _digest(session.particles)  # takes a moment where there are many
-    inputs |= {"n_particles": len(session.particles), "digest": session._digest, "in_force": node.settings.as_dict()}
+    inputs |= {"n_particles": len(session.particles), "digest": session._digest, "in_force": node.in_force.as_dict()}
     mark = os.urandom(16).hex()  # says who wrote last; no part of the computation
     save_checkpoint(folder / CHECKPOINT, node.state, session.settings, log, inputs | {"mark": mark})
     session._folders[folder.resolve()] = mark

@@ -201,7 +201,7 @@ class Panel:
 
     def _refresh_knobs(self) -> None:
         session = self.session
-        in_force = session._history.node.settings if session.report else None
+        in_force = session._history.node.in_force if session.report else None
         for knob in self.knobs:
             extra = f", now {session.report.T:.2f}" if knob.names[0] == "T" and session.report else ""
             knob.refresh(in_force, session.settings, extra)

@@ -50,7 +50,9 @@ def apply(session: Session, group: str | None) -> list[SymmetryMatch]:
     state = moved_state(session.state, matches, session.pixel_size)
     main = matches[int(np.argmax(state.class_probability))]
     settings = session.settings.replace(symmetry=main.group, run_in_c1=False)
-    session._history.append(state, settings, session.report, note=f"symmetry applied: {main}{_clash(settings, main)}")
+    has = session._history.node.in_force.replace(symmetry=main.group, run_in_c1=False)
+    note = f"symmetry applied: {main}{_clash(settings, main)}"
+    session._history.append(state, settings, session.report, note, has=has)
     session._arrive()
     return matches
 
@@ -74,7 +76,7 @@ def take_up(session: Session, settings: Settings) -> None:
     done where the new group is part of the old one, as it is for C6 → C3 or C6 → C1.
     """
     node = session._history.node
-    old, new = node.settings.search_symmetry, settings.search_symmetry
+    old, new = node.in_force.search_symmetry, settings.search_symmetry
     if old == new or node.iteration == 0 or _is_part(new, old):
         return
     matches = [_in_place(match) if match.warning else match for match in matches_of(session, new)]
@@ -82,7 +84,8 @@ def take_up(session: Session, settings: Settings) -> None:
     state = moved_state(session.state, matches, session.pixel_size)
     note = f"{new} about the axes of the frame: {main.warning}" if main.warning else f"turned onto the axes of {main}"
     note += _clash(settings, main)
-    session._history.append(state, settings, session.report, note=note)
+    has = node.in_force.replace(symmetry=settings.symmetry, run_in_c1=settings.run_in_c1)
+    session._history.append(state, settings, session.report, note, has=has)
     session._tell()
 
 
