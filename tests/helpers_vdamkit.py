@@ -33,15 +33,27 @@ def hexamers(out: Path) -> Path:
 
 
 def same(a, b) -> bool:
-    """Whether two states are equal bit for bit."""
+    """Whether two states are equal bit for bit; prints what differs, which is seen where a test fails."""
+    found = differences(a, b)
+    print(*found, sep="\n", end="\n" if found else "")
+    return not found
+
+
+def differences(a, b) -> list[str]:
+    """A line about each field of two states that is not equal bit for bit."""
+    out = []
     for field in dataclasses.fields(a):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if dataclasses.is_dataclass(x):
-            if not same(x, y):
-                return False
-        elif not np.array_equal(np.asarray(x), np.asarray(y), equal_nan=np.asarray(x).dtype.kind == "f"):
-            return False
-    return True
+            out += [f"{field.name}.{line}" for line in differences(x, y)]
+            continue
+        x, y = np.asarray(x), np.asarray(y)
+        if x.shape != y.shape or x.dtype != y.dtype:
+            out.append(f"{field.name}: {x.shape} of {x.dtype} and {y.shape} of {y.dtype}")
+        elif not np.array_equal(x, y, equal_nan=x.dtype.kind in "fc"):
+            wrong = np.flatnonzero(x != y)
+            out.append(f"{field.name}: {len(wrong)} of {x.size}, the first at {wrong[0]}, by up to {np.abs(x - y).max():.2g}")
+    return out
 
 
 def random_rotations(n: int, seed: int = 0) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Who computes: worker threads, and the process-wide settings that they hold."""
 
+import os
+import subprocess
 import sys
 import threading
 
@@ -46,6 +48,17 @@ def test_any_thread_holds_blas_to_one_thread():
         assert seen == [{1}, {1}] and blas_threads() == {1}
         elsewhere(lambda: contexts[1].__exit__(None, None, None))
         assert blas_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system knows no fork")
+def test_a_forked_child_has_workers():
+    """Those of its parent do not come along; it would wait for them for ever."""
+    code = (
+        "import os, sys\nfrom vdamkit.backend import get_backend\n"
+        "work = lambda: get_backend('cpu', 2).map(abs, range(-5, 0))\nwork()\nchild = os.fork()\n"
+        "if not child:\n    os._exit(0 if work() == [5, 4, 3, 2, 1] else 1)\nsys.exit(os.waitpid(child, 0)[1])\n"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_limits_end_with_an_error():

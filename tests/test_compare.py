@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from vdamkit import backend
 from vdamkit.compare import align, mirrored, moved, pose_errors, resample
 from vdamkit.imaging.fsc import fsc, low_pass
 from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler, rotation_angle
 from vdamkit.sampling.point_groups import operators
+from vdamkit.symmetry import find_symmetry, symmetry_scores
 
 PX = 8.0
 BOX = 32
@@ -45,6 +47,15 @@ def turned(chiral):
     """A reference and the match of `chiral` with it."""
     reference = moved(chiral, Rotation.from_rotvec([0.3, 1.0, -0.7]).as_matrix(), np.array([1.0, 0.0, -1.0]))
     return reference, align(chiral, reference, PX, radius=88)
+
+
+def test_threads_are_as_many_as_were_asked_for(chiral, turned, monkeypatch):
+    """With one the calling thread does everything; the result is the same."""
+    monkeypatch.setattr(backend, "_pool", None)
+    match = align(chiral, turned[0], PX, radius=88, threads=1)
+    assert np.array_equal(match.rotation, turned[1].rotation) and np.array_equal(match.fsc, turned[1].fsc)
+    find_symmetry(chiral, PX, "C2", threads=1)
+    symmetry_scores(chiral, PX, groups=["C2", "C3", "D2"], threads=1)
 
 
 def test_the_mirror_image_is_clearly_worse(chiral, turned):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers_vdamkit import same
 
 from vdamkit.backend import get_backend
 from vdamkit.backend.kept import KEPT, Kept
@@ -40,3 +41,10 @@ def test_it_is_given_back_with_all_else_that_a_session_holds():
     get_backend("cpu").release()
     with KEPT.empty("a test's", (8,), np.float32) as fresh:
         assert not np.shares_memory(lent, fresh)
+
+
+def test_a_branch_with_another_budget_keeps_its_own(job):
+    job.step()
+    branch = job.branch(memory_budget=0.0)
+    assert len(branch._source._kept) == 0 and len(job._source._kept) == len(job.particles)
+    assert same(branch.state, job.state) and branch.step().pmax == job.step().pmax

@@ -298,6 +298,8 @@ def test_nothing_computed_is_lost(folder, monkeypatch):
     assert job.undo(99) == 0 and same(job.state, states[0])
     for number, state in enumerate(states):
         assert job.go_to(number) == number and same(job.state, state)
+        assert job.state is job.state, "read once, then held again, and another put away"
+        assert sum(node.held is not None for node in nodes) == 2
     branch = job.branch()
     branch.undo(3)
     branch.step()

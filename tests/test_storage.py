@@ -14,9 +14,10 @@ import pytest
 from helpers_vdamkit import OPTIONS, same
 
 import vdamkit as vk
+from vdamkit import storage
 from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
-from vdamkit.io.star_tables import read_star, write_star
+from vdamkit.io.star_tables import as_list, read_star, write_star
 
 
 def test_resume_goes_on_bit_for_bit(job, tmp_path):
@@ -27,6 +28,38 @@ def test_resume_goes_on_bit_for_bit(job, tmp_path):
     assert again.iteration == 2 and len(again.reports()) == 2
     again.run(2)
     assert same(job.state, again.state)
+
+
+def test_a_resumed_run_has_the_reports_of_before_once_and_with_its_classes(folder, tmp_path):
+    """Also where classes were split, which is a line of the log without a mini-batch of its own."""
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS), output=tmp_path / "job")
+    job.run(2)
+    job.split_class()
+    job.run(2)
+    again = vk.Session.resume(tmp_path / "job")
+    before = [(report.iteration, report.class_populations) for report in job.reports()]
+    assert [(report.iteration, report.class_populations) for report in again.reports()] == before
+    assert [len(populations) for _, populations in before] == [1, 1, 2, 2]
+    again.step()
+    assert [report.iteration for report in vk.Session.resume(tmp_path / "job").reports()] == [1, 2, 3, 4, 5]
+
+
+def test_files_name_the_settings_that_the_state_was_made_with(job, tmp_path):
+    job.step()
+    job.change(mask_diameter=200.0)
+    job.save(tmp_path / "job")
+    blocks = read_star(tmp_path / "job" / "run_it001_optimiser.star")
+    assert float(as_list(next(iter(blocks.values())))["rlnParticleDiameter"]) == 230
+    assert vk.Session.resume(tmp_path / "job").settings.mask_diameter == 200, "which is still to come"
+
+
+def test_what_is_saved_while_a_mini_batch_lands_is_of_one_state(job, tmp_path, monkeypatch):
+    job.step()
+    write = storage.write_relion_files
+    monkeypatch.setattr(storage, "write_relion_files", lambda *a, **k: (job.step(), write(*a, **k))[1])
+    job.save(tmp_path / "job")
+    assert job.iteration == 2 and (tmp_path / "job" / "run_it001_model.star").exists()
+    assert vk.Session.resume(tmp_path / "job").iteration == 1
 
 
 def test_killed_run_resumes_to_the_same_end(folder, tmp_path):

@@ -64,6 +64,24 @@ def test_a_paused_mini_batch_can_be_stopped(job):
     assert job.step().iteration == 1, "the brake is off for the next one"
 
 
+def test_a_run_can_be_stopped_before_its_first_mini_batch_and_between_two(job, held_start):
+    begun, go_on = held_start
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(job.step)
+        assert begun.wait(20)
+        job.cancel()
+        go_on.set()
+        with pytest.raises(Cancelled):
+            first.result(20)
+    assert job.iteration == 0 and len(job._history) == 1, "the start is kept"
+    job.followers.append(job.cancel)
+    with pytest.raises(Cancelled):
+        job.run(3)
+    job.followers.clear()
+    job.cancel()
+    assert job.iteration == 1 and job.step().iteration == 2, "nothing is at work, so nothing is stopped"
+
+
 @pytest.fixture
 def held_start(monkeypatch):
     """A start that waits: the event that says so, and the one that lets it go on."""

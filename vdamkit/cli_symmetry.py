@@ -19,10 +19,11 @@ from vdamkit.errors import InputError, OutputError, SettingsError
 @click.option("--o-particles", default=None, metavar="FILE", help="Where they are written; default: --o with _data.star.")
 @click.option("--select-largest-class", "largest", is_flag=True, help="Of a model.star with several classes take the largest.")
 @click.option("--radius", default=None, type=click.FLOAT, metavar="Å", help="Sphere to look at; default 0.4 of the box.")
+@click.option("--j", "threads", default=None, type=click.IntRange(1), help="Threads; all cores by default.")
 @click.option("--overwrite", is_flag=True, help="Replace files of these names that are there already.")
 def align_symmetry(
     map_path: str, group: str, output: str, apply_it: bool, particles: str | None, o_particles: str | None, largest: bool,
-    radius: float | None, overwrite: bool,
+    radius: float | None, threads: int | None, overwrite: bool,
 ) -> None:  # fmt: skip
     """Find the axes of a point group in a map made in C1, and turn and shift the map so that they lie as RELION sets them.
 
@@ -39,7 +40,7 @@ def align_symmetry(
     _refuse_existing([Path(output), *([target] if particles else [])], inputs, overwrite)
     volume, pixel_size = _read(map_path, radius)
     blocks = _with_poses(particles) if particles else None
-    match = find_symmetry(volume, pixel_size, group, radius=radius)
+    match = find_symmetry(volume, pixel_size, group, radius=radius, threads=threads)
     turned = moved(volume, match.rotation, match.shift / pixel_size)
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,11 @@ def _read(map_path: str, radius: float | None) -> tuple:
 @click.option("--select-largest-class", "largest", is_flag=True, help="Of a model.star with several classes take the largest.")
 @click.option("--radius", default=None, type=click.FLOAT, metavar="Å", help="Sphere to look at; default 0.4 of the box.")
 @click.option("--resolution", default=None, type=click.FLOAT, metavar="Å", help="Finest detail; default 1.5 times Nyquist's.")
+@click.option("--j", "threads", default=None, type=click.IntRange(1), help="Threads; all cores by default.")
 @click.option("--o", "output", default=None, metavar="PNG", help="Also draw the scores.")
-def symmetry_scores(map_path: str, largest: bool, radius: float | None, resolution: float | None, output: str | None) -> None:
+def symmetry_scores(
+    map_path: str, largest: bool, radius: float | None, resolution: float | None, threads: int | None, output: str | None,
+) -> None:  # fmt: skip
     """Score the groups C2 to C14, D2 to D12, T, O and I: how well the map agrees with the copy of each that fits least.
 
     A true group scores as well as the best one, the others no better than chance. RELION has no counterpart.
@@ -116,7 +120,7 @@ def symmetry_scores(map_path: str, largest: bool, radius: float | None, resoluti
         raise SettingsError(f"--resolution is {resolution:g}; it must be a length in Å, greater than 0")
     map_path, _ = _map_file(map_path, largest)
     volume, pixel_size = _read(map_path, radius)
-    scores = score(volume, pixel_size, radius=radius, resolution=resolution)
+    scores = score(volume, pixel_size, radius=radius, resolution=resolution, threads=threads)
     click.echo(scores.table().head(10).round(2).to_string())
     click.echo(str(scores))
     if output is not None:

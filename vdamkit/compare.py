@@ -13,7 +13,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 from scipy.spatial.transform import Rotation
 
-from vdamkit.backend import get_backend
+from vdamkit.backend import Backend, get_backend
 from vdamkit.climb import climb, correlation_model, normalised, slopes
 from vdamkit.errors import InputError
 from vdamkit.imaging.fsc import crop_or_pad, fsc, low_pass, resolution_at
@@ -150,6 +150,7 @@ def align(
     max_shift: float | None = None,
     mean_to: float = 20.0,
     start: Match | None = None,
+    threads: int | None = None,
 ) -> Match:
     """Lay a map onto a reference by rotation and shift, and compare the two inside a soft sphere.
 
@@ -162,6 +163,7 @@ def align(
     mirror: align the mirror image of `moving` instead.
     max_shift: Å, default a quarter of the box. mean_to: Å, resolution up to which the FSC is averaged.
     start: an earlier match of nearly the same maps; it is refined and nothing else is searched.
+    threads: worker threads (RELION --j); default every core.
 
     Returns
     -------
@@ -178,20 +180,21 @@ def align(
     radius_px = min((0.35 * n if radius is None else radius / pixel_size), n / 2 - 1)
     limit = n / 4 if max_shift is None else max_shift / pixel_size
     mask = soft_sphere(n, radius_px, edge=EDGE_PX)
-    with get_backend().limits():
+    backend = get_backend(threads=threads)
+    with backend.limits():
         if start is None:
-            poses = _coarse(moving, reference, radius_px, limit, seed)
+            poses = _coarse(moving, reference, radius_px, limit, seed, backend)
             score = _Score(low_pass(moving, n / 6), low_pass(reference, n / 6), mask, order=1, every=3)
-            poses = get_backend().map(lambda pose: score.refine(pose, tolerance=2e-2), poses)
+            poses = backend.map(lambda pose: score.refine(pose, tolerance=2e-2), poses)
         else:
             poses = [(start.rotation, start.shift / pixel_size)]
         every = 1 if start is None else 3  # voxels in a row of which one is compared
-        return _sharpest(moving, reference, mask, poses, pixel_size, mean_to, mirror, every)
+        return _sharpest(moving, reference, mask, poses, pixel_size, mean_to, mirror, every, backend)
 
 
 def _sharpest(
     moving: np.ndarray, reference: np.ndarray, mask: np.ndarray, poses: list[tuple], pixel_size: float, mean_to: float,
-    mirror: bool, every: int,
+    mirror: bool, every: int, backend: Backend,
 ) -> Match:  # fmt: skip
     """The best of some poses after a refinement with all that the maps have in common."""
     n = reference.shape[0]
@@ -205,7 +208,7 @@ def _sharpest(
     curve = fsc(_turned(moving, *leading[-1]), reference, mask)
     band = int(np.clip(np.flatnonzero(np.append(curve[1:], -1) < 0.3)[0] + 1, n // 6, n // 2 - 1))
     sharp = _Score(_whitened(moving, mask, band), _whitened(reference, mask, band), mask, order=3, every=every)
-    leading += get_backend().map(lambda pose: sharp.refine(pose, tolerance=5e-3), leading)
+    leading += backend.map(lambda pose: sharp.refine(pose, tolerance=5e-3), leading)
     best = max(leading, key=agreement)
     laid = moved(moving, *best)
     curve = fsc(laid, reference, mask)
@@ -279,7 +282,9 @@ class _Score:
         return climb(pose, self._look, self._model, step, tolerance=tolerance)[1]
 
 
-def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int) -> list[tuple]:
+def _coarse(
+    moving: np.ndarray, reference: np.ndarray, radius: float, limit: float, seed: int, backend: Backend
+) -> list[tuple]:  # fmt: skip
     """Best rotations and shifts (px) of a search over all orientations, by correlation under the sphere.
 
     For every shift Σ m g f / sqrt(Σ m f² − (Σ m f)² / Σ m), with f the turned map, g the reference (mean removed under the
@@ -312,7 +317,7 @@ def _coarse(moving: np.ndarray, reference: np.ndarray, radius: float, limit: flo
         return value.max(1), value.argmax(1)
 
     bases = np.flatnonzero(np.arange(len(grid)) % grid.n_psi < grid.n_bases)
-    found = get_backend().map(search, [bases[i : i + BATCH] for i in range(0, len(bases), BATCH)])
+    found = backend.map(search, [bases[i : i + BATCH] for i in range(0, len(bases), BATCH)])
     scores, places = (np.concatenate(part) for part in zip(*found, strict=True))
     turns = turns[(bases[:, None] + grid.n_bases * np.arange(4)).ravel()]
     return _distinct(turns, scores, px * shifts[places])

@@ -35,6 +35,7 @@ class Control:
         self._cancelled = False
         self._thread: int | None = None
         self.waiting = False
+        self._depth = 0  # of calls, one inside the other, of who is at work
         self._at_work = threading.RLock()  # again and again by one thread: followers may move on when a mini-batch has landed
 
     @contextmanager
@@ -45,15 +46,19 @@ class Control:
                 "this session is at work in another thread (a mini-batch, or another change of its state); wait for it, or "
                 "cancel() the mini-batch"
             )
+        self._depth += 1
         try:
             yield
         finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._cancelled = False
             self._at_work.release()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around a mini-batch: forgets an earlier cancellation, and a pause when it ends."""
-        self._cancelled, self._thread = False, threading.get_ident()
+        """Around a mini-batch, within :meth:`alone`; forgets a pause when it ends."""
+        self._thread = threading.get_ident()
         try:
             yield
         finally:
@@ -68,7 +73,8 @@ class Control:
         self._go.set()
 
     def cancel(self) -> None:
-        self._cancelled = True
+        """Stop who is at work, also before its first mini-batch or between two; without one nothing happens."""
+        self._cancelled = self._depth > 0
         self._go.set()
 
     def check(self, on_wait: Callable[[], None]) -> None:

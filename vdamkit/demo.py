@@ -94,7 +94,7 @@ def run_demo(
     session.score_all()  # against the final map, on the finest grid
     session.save()
     truth, _ = read_map(folder / "true_map.mrc")
-    match = align(session.map, truth, session.pixel_size, radius=RADIUS)
+    match = align(session.map, truth, session.pixel_size, radius=RADIUS, threads=session.settings.threads)
     errors = _errors(session, folder / "particles_true_poses.star")
     aligned = output / "initial_model_on_truth.mrc"
     write_mrc(aligned, match.map, session.pixel_size)

@@ -87,7 +87,7 @@ class Edits:
     def merge_classes(self: Any, k: int, into: int) -> None:
         """Let the particles of class `k` join class `into` (numbers from 1), laid onto its map; later numbers move down.
 
-        Raises SettingsError where there are no such two classes.
+        Raises SettingsError where there are no such two classes, or one of them is empty.
         """
         from vdamkit.classes import merge, within_group
         from vdamkit.compare import align
@@ -95,7 +95,10 @@ class Edits:
         if self._class(k) == self._class(into):
             raise SettingsError(f"class {k} cannot be merged into itself; give two classes")
         state, px = self.state, self.pixel_size
-        match = align(state.maps[k - 1], state.maps[into - 1], px, radius=self._pending.mask_diameter / 2)
+        if not np.ptp(state.maps[k - 1]) or not np.ptp(state.maps[into - 1]):
+            raise SettingsError(f"class {k} or {into} is empty, so there is nothing to lay one onto the other; drop_class({k})")
+        radius, threads = self._pending.mask_diameter / 2, self._pending.threads
+        match = align(state.maps[k - 1], state.maps[into - 1], px, radius=radius, threads=threads)
         moved = within_group(match, self._pending.search_symmetry)
         self._edited(merge(state, k - 1, into - 1, moved), f"class {k} merged into class {into}")
 

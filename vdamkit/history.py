@@ -146,6 +146,13 @@ class History:
         self._undone.clear()
         self.current = int(number)
 
+    def hold(self) -> None:
+        """Keep the current node's state in memory, where it was put away: whoever looks at it reads it many times."""
+        with self._lock:
+            if self.node.held is None:
+                self.nodes[self.current] = replace(self.node, held=self.node.state)
+                self._put_away()
+
     @property
     def can_redo(self) -> bool:
         return bool(self._undone)

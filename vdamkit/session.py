@@ -151,6 +151,7 @@ class Session(Edits, Views):
             storage.after_step(self)
         return report
 
+    @alone
     def run(self, n: int | None = None, *, progress: bool = False) -> StepReport | None:
         """``n`` times :meth:`step`; by default what is left of the schedule. Returns the last report."""
         left = whole_number("n", n) if n is not None else max(0, self._pending.mini_batches - self.iteration)
@@ -168,7 +169,7 @@ class Session(Edits, Views):
         return report
 
     def cancel(self) -> None:
-        """Ask a running mini-batch (in another thread) to stop; it raises :class:`Cancelled` at its next tick."""
+        """Ask a mini-batch or a run in another thread to stop; it raises :class:`Cancelled` at its next tick."""
         self._control.cancel()
 
     def pause(self) -> None:
@@ -353,6 +354,7 @@ class Session(Edits, Views):
     def _arrive(self) -> int:
         """Take over the settings of the node that is current now; what computes stays what it is."""
         if self._history:
+            self._history.hold()
             with self._lock:
                 now = self._pending
                 here = {name: getattr(now, name) for name in COMPUTING}

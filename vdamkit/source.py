@@ -64,8 +64,8 @@ class ParticleSource:
         same = replace_key(settings) == replace_key(self.settings)
         other = ParticleSource(self.particles, settings, backend)
         if same:
-            other._kept = self._kept
-            other._kept.budget = settings.memory_budget * 2**30
+            unchanged = settings.memory_budget == self.settings.memory_budget
+            other._kept = self._kept if unchanged else self._kept.within(settings.memory_budget * 2**30)
         if settings.scratch_dir == self.settings.scratch_dir:
             other._scratch = self._scratch
         return other
@@ -176,6 +176,15 @@ class Kept:
             self._items[key] = item, size
             while self.bytes > self.budget and self._items:
                 self.bytes -= self._items.popitem(last=False)[1][1]
+
+    def within(self, budget: float) -> Kept:
+        """The same items as far as another budget goes; a branch may have one of its own."""
+        other = Kept(budget)
+        with self._lock:
+            items = list(self._items.items())
+        for key, (item, size) in items:
+            other.put(key, item, size)
+        return other
 
     def clear(self) -> None:
         """Keep nothing."""

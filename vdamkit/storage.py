@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vdamkit.errors import InputError, OutputError
+from vdamkit.history import Node
 from vdamkit.io.checkpoint import load_checkpoint, mark_of, save_checkpoint
 from vdamkit.io.optimisation_set import COLUMNS
 from vdamkit.io.particles import ParticleSet, open_particles
@@ -142,37 +143,39 @@ def after_step(session) -> None:
     folder = session.output
     with session._writing:
         _claim(session, folder)
-        settings, iteration = session.settings, session.iteration
-        checkpoint(session, folder)
-        if iteration % settings.write_every == 0 or iteration == settings.mini_batches:
-            _write_files(session, folder, final=iteration >= settings.mini_batches)
+        settings, node = session.settings, session._history.node
+        checkpoint(session, node, folder)
+        if node.iteration % settings.write_every == 0 or node.iteration == settings.mini_batches:
+            _write_files(session, node, folder, final=node.iteration >= settings.mini_batches)
 
 
 def save(session, folder: Path, *, final: bool = True, overwrite: bool = False) -> list[Path]:
     """RELION's files (with `initial_model.mrc` and `run_optimisation_set.star` if `final`) and the checkpoint."""
-    with session._writing:  # by turns with a mini-batch that lands meanwhile
+    with session._writing:  # by turns with a mini-batch that writes meanwhile
         _claim(session, folder, overwrite=overwrite)
-        written = _write_files(session, folder, final=final)
-        checkpoint(session, folder)
+        node = session._history.node  # one node throughout: a mini-batch may land meanwhile
+        written = _write_files(session, node, folder, final=final)
+        checkpoint(session, node, folder)
     return [*written, folder / CHECKPOINT]
 
 
-def _write_files(session, folder: Path, *, final: bool) -> list[Path]:
+def _write_files(session, node: Node, folder: Path, *, final: bool) -> list[Path]:
+    """RELION's files of a node, which name the settings that its state was made with."""
     from vdamkit.symmetry.apply import moved_state
     from vdamkit.symmetry.of_session import final_matches
 
-    matches = final_matches(session) if final else []
-    session._final_matches = (session.state, matches)
-    model = moved_state(session.state, matches, session.pixel_size) if matches else None
+    state = node.state
+    matches = final_matches(session, state) if final else []
+    session._final_matches = (state, matches)
+    model = moved_state(state, matches, session.pixel_size) if matches else None
     return write_relion_files(
-        folder, session.state, session.settings, session.particles, command=command_line(), final=final, model=model
-    )
+        folder, state, node.in_force, session.particles, command=command_line(), final=final, model=model
+    )  # fmt: skip
 
 
-def checkpoint(session, folder: Path) -> None:
-    """Write the array checkpoint: state, settings to come and in force, log of the current line, inputs."""
-    node = session._history.node  # one node throughout: a mini-batch may land meanwhile
-    log = session.previous_log + [each.row() for each in session._history.line(node.number)]
+def checkpoint(session, node: Node, folder: Path) -> None:
+    """Write the array checkpoint: a node's state, settings to come and in force, log of its line, inputs."""
+    log = session.previous_log + [_log_row(each) for each in session._history.line(node.number)]
     paths = session.particles.paths
     inputs = {name: getattr(paths, name) for name in ("optimisation_set", "particles", "tomograms", "trajectories")}
     inputs = {name: None if value is None else str(value) for name, value in inputs.items()}
@@ -181,6 +184,11 @@ def checkpoint(session, folder: Path) -> None:
     mark = os.urandom(16).hex()  # says who wrote last; no part of the computation
     save_checkpoint(folder / CHECKPOINT, node.state, session.settings, log, inputs | {"mark": mark})
     session._folders[folder.resolve()] = mark
+
+
+def _log_row(node: Node) -> dict[str, Any]:
+    """A node as a line of the log: what the history shows of it, and the populations of its classes."""
+    return node.row() | ({} if node.report is None else {"class_populations": list(node.report.class_populations)})
 
 
 def _digest(particles: ParticleSet) -> str:
@@ -219,7 +227,8 @@ def resume(kind: type, folder: Path, options: dict[str, Any], files: dict[str, A
     in_force = Settings(**inputs["in_force"]) if "in_force" in inputs else settings
     session._history.append(state, in_force, None, note=f"resumed after mini-batch {state.iteration}")
     session.previous_log = log
-    session._earlier = [report for report in map(_report, log) if report is not None]
+    # a line without a mini-batch of its own, such as symmetry applied, bears the report before it
+    session._earlier = list({report.iteration: report for report in map(_report, log) if report is not None}.values())
     session.output = path.parent
     if path.name == CHECKPOINT:  # a copy under another name may lie beside a run that went further
         session._folders[path.parent.resolve()] = inputs.get("mark", "")
@@ -264,4 +273,5 @@ def _report(row: dict[str, Any]) -> StepReport | None:
     if not names - {"bad", "timings", "class_populations", "notes"} <= set(row):
         return None
     kept = {name: row[name] for name in names & set(row)}
-    return StepReport(**(kept | {"bad": (), "timings": {}, "class_populations": (1.0,), "notes": ()}))
+    populations = tuple(row.get("class_populations", (1.0,)))
+    return StepReport(**(kept | {"bad": (), "timings": {}, "class_populations": populations, "notes": ()}))

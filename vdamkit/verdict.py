@@ -230,10 +230,13 @@ def upside_down_share(angles: np.ndarray, priors: np.ndarray) -> float:
 def _second_seed(session, other, figures: dict, said: list, advice: list) -> bool:
     from vdamkit.compare import align
 
-    match = align(session.map, other.map, session.pixel_size, radius=session.settings.mask_diameter / 2)
+    settings = session.settings
+    match = align(
+        session.map, other.map, session.pixel_size, radius=settings.mask_diameter / 2, threads=settings.threads
+    )  # fmt: skip
     figures["second_seed_resolution"] = match.resolution
     said.append(f"The other run's map agrees with this one (FSC 0.5) to {match.resolution:.1f} Å after rigid alignment.")
-    if match.resolution > session.settings.mask_diameter / 4:
+    if match.resolution > settings.mask_diameter / 4:
         advice.append("a third seed: two runs do not agree, so at least one is wrong")
         return False
     return True

@@ -147,6 +147,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="vdamkit")
 
 
+if hasattr(os, "register_at_fork"):  # threads do not come along into a forked child, which would wait for them for ever
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def available_cores() -> int:
     """Cores this process may use (its affinity mask, where the system has one)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

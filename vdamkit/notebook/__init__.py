@@ -58,7 +58,9 @@ def picture_of(session: Any, what: str = "map", *, k: int = 0, truth: Any = None
         curves = {}
         if truth is not None:
             there = known_map(truth, px, session.particles.box)
-            curves["with the truth"] = align(session.maps[k], there, px, radius=settings.mask_diameter / 2).fsc
+            curves["with the truth"] = align(
+                session.maps[k], there, px, radius=settings.mask_diameter / 2, threads=settings.threads
+            ).fsc  # fmt: skip
         figure = figures.resolution_figure(state, px, radius=radius, k=k, curves=curves, **options)
     elif what == "orientations":
         widths = (settings.rot_prior_width, settings.tilt_prior_width, settings.psi_prior_width)

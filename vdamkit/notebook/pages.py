@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from vdamkit.compare import Match, align, known_map
+from vdamkit.errors import VdamkitError
 from vdamkit.notebook.figures import compare_figure, convergence_figure, map_figure, png, resolution_figure
 from vdamkit.notebook.marks import marks_of
 from vdamkit.notebook.orientation_figure import orientation_figure
@@ -38,17 +40,15 @@ class Truth:
         self.pixel_size = pixel_size
         self._match: Match | None = None
 
-    def curve(self, volume: np.ndarray, radius: float) -> np.ndarray | None:
+    def curve(self, volume: np.ndarray, radius: float, threads: int | None) -> np.ndarray | None:
         """FSC `(N//2 + 1,)` of a map with the truth inside a sphere of `radius` Å; None without a truth."""
         if self.map is None or not np.ptp(volume):
             return None
-        fresh = None
+        fresh, laid = None, partial(align, volume, self.map, self.pixel_size, radius=radius, threads=threads)
         if self._match is not None:
-            fresh = align(volume, self.map, self.pixel_size, radius=radius, start=self._match)
+            fresh = laid(start=self._match)
         if fresh is None or fresh.mean_fsc < 0.5:  # lost, or never found: search everywhere
-            fresh = max(
-                filter(None, (fresh, align(volume, self.map, self.pixel_size, radius=radius))), key=lambda m: m.mean_fsc
-            )
+            fresh = max(filter(None, (fresh, laid())), key=lambda m: m.mean_fsc)
         self._match = fresh
         return fresh.fsc
 
@@ -134,7 +134,7 @@ def resolution_page(session: Any, truth: Truth, redraw: Callable[[], None]) -> P
         radius = current_radius(state.resolution_shell, settings, session.particles.box)
 
         def make() -> bytes:
-            curve = truth.curve(state.maps[k], settings.mask_diameter / 2)
+            curve = truth.curve(state.maps[k], settings.mask_diameter / 2, settings.threads)
             curves = {} if curve is None else {"with the truth": curve}
             return png(resolution_figure(state, session.pixel_size, radius=radius, k=k, curves=curves))
 
@@ -210,12 +210,16 @@ def symmetry_page(session: Any, redraw: Callable[[], None]) -> Page:
 
     def draw() -> Callable[[], bytes]:
         """The last picture again, or a new one where a person asked for it."""
-        wanted, kept["wanted"] = kept["wanted"], False
         state, k = session.state, _chosen_class(choice, session)
 
         def make() -> bytes:
+            wanted, kept["wanted"] = kept["wanted"], False  # not sooner, as another wish may take the place of this one
             if wanted:
-                scores = session.symmetry_scores(k + 1, state)
+                try:
+                    scores = session.symmetry_scores(k + 1, state)
+                except VdamkitError as problem:
+                    kept["said"] = escape(str(problem))
+                    return kept["picture"]
                 heading = f"after mini-batch {state.iteration}" + (f", class {k + 1}" if len(state.maps) > 1 else "")
                 kept["picture"] = png(symmetry_figure(scores, heading=heading))
                 kept["said"] = escape(scores.warning(session.settings.symmetry)) or WHICH_SYMMETRY

@@ -188,7 +188,7 @@ class View:
         if self._closed or not self.scene.open:
             return self.close()
         now = time.monotonic()
-        if now < self._due:
+        if now < self._due and self._loop.running:  # a script has nothing that would come back
             self._loop.call_later(self._due - now, self._refresh)
             return None
         self._waiting = False

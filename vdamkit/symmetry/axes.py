@@ -21,7 +21,7 @@ import scipy.sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from vdamkit.backend import get_backend
+from vdamkit.backend import Backend
 from vdamkit.imaging.halfball import fourier_grid, fourier_to_map, map_to_fourier
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.imaging.projector import Projector
@@ -188,7 +188,9 @@ def axis_grid() -> np.ndarray:
     return vectors[upper]
 
 
-def axis_scores(copies: TurnedCopies, folds: Iterable[int], *, quick: bool = False) -> dict[int, np.ndarray]:
+def axis_scores(
+    copies: TurnedCopies, folds: Iterable[int], backend: Backend, *, quick: bool = False
+) -> dict[int, np.ndarray]:  # fmt: skip
     """How well an n-fold axis fits, for every direction of :func:`axis_grid`, `(m,)` per fold: mean correlation over turns.
 
     quick: one primitive turn stands for all.
@@ -198,7 +200,7 @@ def axis_scores(copies: TurnedCopies, folds: Iterable[int], *, quick: bool = Fal
     angles = [360 * float(part) for part in parts]
     spins, grid = copies.turns(angles), axis_grid()
     some = np.array_split(grid, len(grid) // AXES_AT_ONCE)
-    table = np.concatenate(get_backend().map(lambda axes: copies.about(axes, spins), some))
+    table = np.concatenate(backend.map(lambda axes: copies.about(axes, spins), some))
     return {fold: table[:, [parts.index(part) for part in several]].mean(1) for fold, several in turns.items()}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from vdamkit.backend import get_backend
+from vdamkit.backend import Backend, get_backend
 from vdamkit.compare import moved
 from vdamkit.imaging.fsc import resolution_at
 from vdamkit.imaging.masks import soft_sphere
@@ -57,8 +57,9 @@ class SymmetryMatch:
 
 
 def find_symmetry(
-    volume: np.ndarray, pixel_size: float, group: str, *, radius: float | None = None, resolution: float | None = None
-) -> SymmetryMatch:
+    volume: np.ndarray, pixel_size: float, group: str, *, radius: float | None = None, resolution: float | None = None,
+    threads: int | None = None,
+) -> SymmetryMatch:  # fmt: skip
     """Find a point group's axes and centre in a map that was made without it.
 
     Parameters
@@ -66,6 +67,7 @@ def find_symmetry(
     volume: `(N, N, N)` zyx. pixel_size: Å. group: e.g. "C6".
     radius: Å, of the sphere that is looked at; default 0.4 of the box.
     resolution: Å, finest detail to look at in the search; by default two thirds of Nyquist, and at most 13 shells.
+    threads: worker threads (RELION --j); default every core.
 
     Returns
     -------
@@ -86,14 +88,15 @@ def find_symmetry(
     band = max(4, min(BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution))))
     if group == "C1":
         return SymmetryMatch(group, np.eye(3), np.zeros(3), np.ones(n // 2 + 1), 1.0, 2 * pixel_size)
-    with get_backend().limits():
-        return _search(volume, pixel_size, group, radius_px, band)
+    backend = get_backend(threads=threads)
+    with backend.limits():
+        return _search(volume, pixel_size, group, radius_px, band, backend)
 
 
-def _search(volume: np.ndarray, pixel_size: float, group: str, radius_px: float, band: int) -> SymmetryMatch:
+def _search(volume: np.ndarray, pixel_size: float, group: str, radius_px: float, band: int, backend: Backend) -> SymmetryMatch:
     """The best of all arrangements of the group's axes, refined."""
     copies = TurnedCopies(volume, radius_px, band)
-    scores = axis_scores(copies, {axis.fold for axis in axes_of(group)})
+    scores = axis_scores(copies, {axis.fold for axis in axes_of(group)}, backend)
     elements = elements_for(group)
     judge = Judge(volume, radius_px, elements, band)
     coarse = Likeness(copies.map, copies.mask, elements, order=1, points=POINTS[0])
@@ -103,15 +106,15 @@ def _search(volume: np.ndarray, pixel_size: float, group: str, radius_px: float,
         _, (rotation, centre) = coarse.refine((turn.T, centre / copies.px), group)
         return rotation, centre * copies.px
 
-    poses = get_backend().map(first, arrangements(group, scores))
-    fits = get_backend().map(judge, poses)
+    poses = backend.map(first, arrangements(group, scores))
+    fits = backend.map(judge, poses)
     leading = [poses[i] for i in np.argsort(-np.array(fits), kind="stable")[:FINAL]]
-    rotation, centre = _last_refinement(volume, radius_px, group, leading, judge)
+    rotation, centre = _last_refinement(volume, radius_px, group, leading, judge, backend)
     return _result(volume, pixel_size, group, rotation, centre, radius_px, judge)
 
 
 def _last_refinement(
-    volume: np.ndarray, radius: float, group: str, leading: list, judge: Judge
+    volume: np.ndarray, radius: float, group: str, leading: list, judge: Judge, backend: Backend
 ) -> tuple[np.ndarray, np.ndarray]:
     """Refine some candidates with all that the map knows, and once more the best with more of the group's turns."""
     weights, n = judge.weights(leading[0]), volume.shape[0]
@@ -127,8 +130,8 @@ def _last_refinement(
         Likeness(fine, mask, elements, order=3, points=points)
         for elements, points in ((elements_for(group), POINTS[1]), (elements_for(group, MORE), POINTS[2]))
     )
-    poses = [*leading, *get_backend().map(lambda pose: refined(some, pose, 2e-2), leading)]
-    best = poses[int(np.argmax(get_backend().map(judge, poses)))]
+    poses = [*leading, *backend.map(lambda pose: refined(some, pose, 2e-2), leading)]
+    best = poses[int(np.argmax(backend.map(judge, poses)))]
     return refined(many, best, 5e-3)
 
 

@@ -22,14 +22,15 @@ CLASH = 2.0  # widths of the tilt prior by which the z axis may turn
 EMPTY = 1e-3  # share of the particles below which a class has no axes to find
 
 
-def matches_of(session: Session, group: str | None) -> list[SymmetryMatch]:
-    """One match per class; `group` None: the session's own. An empty class stays where it is.
+def matches_of(session: Session, group: str | None, state: State | None = None) -> list[SymmetryMatch]:
+    """One match per class of a state, by default the current one; `group` None: the session's own. An empty class stays where
+    it is.
 
     Raises
     ------
     SettingsError: the group is unknown, or neither given nor set.
     """
-    state, settings = session.state, session.settings
+    state, settings = session.state if state is None else state, session.settings
     group = parse_symmetry(group or settings.symmetry)
     if group == "C1":
         raise SettingsError("symmetry is C1, which has no axes; give a group, such as session.apply_symmetry('C6')")
@@ -40,7 +41,10 @@ def matches_of(session: Session, group: str | None) -> list[SymmetryMatch]:
             nyquist = 2 * session.pixel_size
             out.append(SymmetryMatch(group, np.eye(3), np.zeros(3), np.zeros(len(volume) // 2 + 1), 0.0, nyquist))
             continue
-        out.append(find_symmetry(volume, session.pixel_size, group, radius=settings.mask_diameter / 2, resolution=resolution))
+        out.append(find_symmetry(
+            volume, session.pixel_size, group, radius=settings.mask_diameter / 2, resolution=resolution,
+            threads=settings.threads,
+        ))  # fmt: skip
     return out
 
 
@@ -65,7 +69,9 @@ def scores_of(session: Session, k: int | None, state: State | None) -> SymmetryS
         raise SettingsError(f"class {number + 1} is empty; there is nothing to score")
     resolution = session.particles.box * session.pixel_size / state.resolution_shell
     radius = session.settings.mask_diameter / 2
-    return symmetry_scores(state.maps[number], session.pixel_size, radius=radius, resolution=resolution)
+    return symmetry_scores(
+        state.maps[number], session.pixel_size, radius=radius, resolution=resolution, threads=session.settings.threads
+    )  # fmt: skip
 
 
 def take_up(session: Session, settings: Settings) -> None:
@@ -111,8 +117,8 @@ def _is_part(small: str, large: str) -> bool:
     return all(np.abs(operators(large) - operator).max((1, 2)).min() < 1e-6 for operator in operators(small))
 
 
-def final_matches(session: Session) -> list[SymmetryMatch]:
-    """How the final model's maps are turned, one match per class, where it is another state: a run in C1 with symmetry for
-    later. Otherwise none."""
+def final_matches(session: Session, state: State) -> list[SymmetryMatch]:
+    """How the maps of a state are turned for the final model, one match per class, where that is another: of a run in C1 with
+    symmetry for later. Otherwise none."""
     settings = session.settings
-    return matches_of(session, None) if settings.run_in_c1 and settings.symmetry != "C1" else []
+    return matches_of(session, None, state) if settings.run_in_c1 and settings.symmetry != "C1" else []

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from vdamkit.backend import get_backend
+from vdamkit.backend import Backend, get_backend
 from vdamkit.imaging.masks import soft_sphere
 from vdamkit.sampling.euler import euler_to_matrix
 from vdamkit.sampling.point_groups import operators, parse_symmetry
@@ -129,7 +129,7 @@ def is_subgroup(small: str, large: str) -> bool:
 
 def symmetry_scores(
     volume: np.ndarray, pixel_size: float, *, radius: float | None = None, resolution: float | None = None,
-    groups: Sequence[str] = GROUPS,
+    groups: Sequence[str] = GROUPS, threads: int | None = None,
 ) -> SymmetryScores:  # fmt: skip
     """How well each point group fits a map that was made without symmetry.
 
@@ -138,7 +138,7 @@ def symmetry_scores(
     volume: `(N, N, N)` zyx. pixel_size: Å. radius: Å, of the sphere that is looked at; default 0.4 of the box.
     resolution: Å, finest detail to look at, of at most 26 shells; by default two thirds of Nyquist. Detail beyond what the
         best group reaches does not count.
-    groups: those to try.
+    groups: those to try. threads: worker threads (RELION --j); default every core.
 
     Returns
     -------
@@ -153,8 +153,9 @@ def symmetry_scores(
     radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
     finest = min(2 * BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution)))
     groups = [parse_symmetry(group) for group in groups]
-    with get_backend().limits():
-        fits = _Fits(volume, radius_px, max(4, min(BAND, finest)))
+    backend = get_backend(threads=threads)
+    with backend.limits():
+        fits = _Fits(volume, radius_px, max(4, min(BAND, finest)), backend)
         poses = fits.search(groups)
         # one scale for all: the shells to which the leading group agrees with itself
         curves = fits.weakest(poses, max(4, finest))
@@ -165,17 +166,18 @@ def symmetry_scores(
 class _Fits:
     """The best pose of each group in one map, and how well it fits."""
 
-    def __init__(self, volume: np.ndarray, radius: float, band: int):
+    def __init__(self, volume: np.ndarray, radius: float, band: int, backend: Backend):
         self._volume, self._radius, self._band = volume, radius, band
         self._copies = TurnedCopies(volume, radius, band)
+        self._backend = backend
 
     def search(self, groups: Sequence[str]) -> dict[str, tuple]:
         """Rotation onto RELION's setting and centre (px) of every group, from a search of all axes and a coarse refinement."""
         copies = self._copies
         folds = {axis.fold for group in groups for axis in axes_of(group)}
         folds |= {int(group[1:]) for group in groups if group[0] == "D"}
-        scan = axis_scores(copies, folds, quick=True)
-        run = get_backend().map
+        scan = axis_scores(copies, folds, self._backend, quick=True)
+        run = self._backend.map
         starts = [(fold, turn) for fold in sorted(folds) for turn in arrangements(f"C{fold}", scan)[:STARTS]]
         refined = run(lambda start: self._refined(f"C{start[0]}", start[1]), starts)
         single = {fold: [pose for (of, _), pose in zip(starts, refined, strict=True) if of == fold] for fold in folds}
@@ -223,7 +225,7 @@ class _Fits:
             low = curves[int(np.argmin(curves[:, 1 : self._band + 1].mean(1)))]
             return np.pad(low, (0, n // 2 + 1 - len(low)))
 
-        return dict(zip(poses, get_backend().map(curve, poses), strict=True))
+        return dict(zip(poses, self._backend.map(curve, poses), strict=True))
 
     def refined(
         self, curves: dict[str, np.ndarray], poses: dict[str, tuple], finest: int
@@ -245,7 +247,7 @@ class _Fits:
             _, (rotation, centre) = likeness.refine((poses[group][0], poses[group][1] / px), group)
             return rotation, centre * px
 
-        better = dict(zip(close, get_backend().map(refine, close), strict=True))
+        better = dict(zip(close, self._backend.map(refine, close), strict=True))
         again = self.weakest(better, finest)
         for group in close:
             if again[group][1 : finest + 1].mean() >= curves[group][1 : finest + 1].mean():
