@@ -145,6 +145,26 @@ def test_hexamers_with_true_poses_give_the_map(hexamers):
     assert correlation_inside(found, load(paths["true_map"]), 12) > 0.85
 
 
+def test_around_a_particle_stands_what_was_put_there(tmp_path):
+    """Where half of the places are empty the neighbours of the true map's particle weigh less, and it is itself whole."""
+    options = {
+        "particles": 24,
+        "volumes": 0,
+        "box": 20,
+        "pixel_size": 16.0,
+        "tilts": 3,
+        "tomograms": 1,
+        "occupancy": 0.9,
+        "seed": 5,
+    }
+    maps = [load(simulate(tmp_path / str(junk), junk=junk, **options)["true_map"]) for junk in (0.0, 0.5)]
+    assert correlation_inside(*maps, 5) > 0.98
+    axis = np.arange(20) - 10
+    away = np.hypot(np.hypot(axis[:, None, None], axis[:, None]), axis)
+    full, half = (volume[(away > 8) & (away < 10)].sum() for volume in maps)
+    assert 0.3 < half / full < 0.9
+
+
 def test_free_particles_with_true_poses_give_the_map(free_particles):
     folder, paths = free_particles
     assert "true_map" not in paths

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mrcfile
 import numpy as np
 from scipy import ndimage
 
 from vdamkit.errors import InputError
+from vdamkit.io.mrc import read_map
 
 MODELS = ("hexamer", "asymmetric")
 
@@ -138,17 +138,15 @@ def load_model(path: str | Path, *, box: int, pixel_size: float) -> np.ndarray:
     Gaussian 0.4 new pixels), so that nothing aliases.
     """
     try:
-        with mrcfile.open(path) as mrc:
-            density = np.asarray(mrc.data, np.float32)
-            source_pixel_size = float(mrc.voxel_size.x)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not an MRC map ({error}); give a map or one of {MODELS}.") from None
-    if density.ndim != 3:
+        density, source_pixel_size = read_map(path)
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; or give one of {MODELS}.") from None
+    if min(density.shape) < 2:
         raise InputError(f"{path}: the particle must be a 3D map; this file has shape {density.shape}.")
     if not source_pixel_size > 0:
         raise InputError(f"{path}: the header's pixel size is {source_pixel_size}; set it to Å per voxel.")
-    if not np.isfinite(density).all() or density.max() <= 0:
-        raise InputError(f"{path}: no positive density, or NaN; give a map with positive density.")
+    if density.max() <= 0:
+        raise InputError(f"{path}: no positive density; give a map with positive density.")
     zoom = pixel_size / source_pixel_size
     if zoom > 1.01:
         density = ndimage.gaussian_filter(density, 0.4 * zoom)

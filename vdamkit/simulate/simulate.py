@@ -81,7 +81,7 @@ def simulate(output: str | Path, *, device: str = "cpu", threads: int | None = N
     noise_seeds = noise_seed.spawn(len(scenes))
     stacks, volumes = [], []
     with backend.limits(), backend.device.active(), Workers(backend) as workers:
-        true_map = workers.prepare(_true_map, scenes[0], densities[0], settings)
+        true_map = workers.prepare(_true_map, scenes[0], densities, settings)
         noise = workers.prepare(_noise, scenes[0], settings, noise_seeds[0])
         slices = [CentralSlices(density, backend.device) for density in densities]
         for number, scene in enumerate(scenes):
@@ -161,11 +161,11 @@ def _scenes(settings: SimulationSettings, seeds: list[np.random.SeedSequence]) -
     return scenes
 
 
-def _true_map(scene: Scene, density: np.ndarray, settings: SimulationSettings) -> np.ndarray | None:
-    """The particle with its neighbours `(box, box, box)`; None where there is no lattice."""
-    if settings.poses != "sphere":
+def _true_map(scene: Scene, densities: list[np.ndarray], settings: SimulationSettings) -> np.ndarray | None:
+    """The particle with its neighbours `(box, box, box)`; None where there is no lattice, or no particle of the first kind."""
+    if settings.poses != "sphere" or not (scene.kinds == 1).any():
         return None
-    return average_neighbourhood(scene, density, box=settings.box, fold=settings.fold)
+    return average_neighbourhood(scene, densities, box=settings.box, fold=settings.fold)
 
 
 def _noise(
