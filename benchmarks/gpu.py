@@ -123,8 +123,7 @@ class MadeUp:
         return len(self.optics)
 
     def fetch(self, index: np.ndarray, radius: int) -> tuple[list[HalfBallParticle], np.ndarray, list[str]]:
-        n = len(half_ball(radius))
-        return [self._pool[i % len(self._pool)].crop(n) for i in index], np.arange(len(index)), []
+        return [self._pool[i % len(self._pool)].crop(radius) for i in index], np.arange(len(index)), []
 
     def fetch_on(self, device: Device, index: np.ndarray, radius: int) -> tuple[tuple, np.ndarray, list[str]]:
         if device not in self._there:

@@ -20,9 +20,6 @@ from vdamkit.cli_options import (
 )
 from vdamkit.errors import InputError, OutputError, VdamkitError
 
-BAD_SHARE = 0.1  # of the particle files; beyond it a run is not begun
-
-
 score_option = click.option(
     "--score-all", cls=SectionOption, is_flag=True, help="At the end give every particle a pose, also those never drawn."
 )
@@ -110,10 +107,11 @@ def _refuse_folder(folder: Path, overwrite: bool) -> None:
 def _refuse_bad_files(particles) -> None:
     """A few unusable particle files are left out by the run, with a note; many stop it before it begins."""
     from vdamkit.io.particles import problems
+    from vdamkit.vdam.visit import MAX_BAD
 
     every = problems(particles, limit=len(particles) * 3)
     found = [text for text in every if not text.startswith("warning:")]
-    if len(found) > BAD_SHARE * len(particles):
+    if len(found) > MAX_BAD * len(particles):
         more = f" (and {len(found) - 1} more problems; 'vdamkit check' lists them)" if len(found) > 1 else ""
         raise InputError(f"{found[0]}{more}")
     for text in every:
@@ -191,8 +189,7 @@ def resume(folder: str, score_all: bool, **values: Any) -> None:
 @click.command(cls=JobCommand, short_help="What a run would do.")
 @input_options
 @settings_options
-@click.pass_context
-def check(ctx: click.Context, **values: Any) -> int:
+def check(**values: Any) -> int:
     """Say what 'vdamkit run' with the same options would do, from headers alone; exit code 2 if it cannot run."""
     from vdamkit.checks import check_job
 

@@ -79,7 +79,7 @@ def particle_posterior(state: State, settings, particles: Particles, backend: Ba
 def score_all(state: State, settings, particles: Particles, backend: Backend, tick: Callable[[str, float], None]) -> State:
     """The state with a fresh pose for every particle; maps, moments and mini-batch number are unchanged.
 
-    Poses come from a global search on grids one order finer than the run's (at most order 3, 3.75° after oversampling).
+    Poses come from a global search on the run's grids, or on those of order 3 (3.75° after oversampling) where they are finer.
     """
     sharp = state.replace(healpix_order=max(state.healpix_order, min(3, settings.max_healpix_order)))
     everyone = np.setdiff1d(np.arange(len(particles)), np.asarray(state.bad_particles, int))

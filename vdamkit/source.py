@@ -78,8 +78,7 @@ class ParticleSource:
         with self.backend.limits():  # also where a thread fetches ahead while nothing computes
             results = self.backend.map(lambda i: self._get(int(i), radius), index)
         at = np.array([j for j, item in enumerate(results) if not isinstance(item, str)], int)
-        n = len(half_ball(radius))
-        found = [replace(results[j].crop(n), radius=radius) for j in at]
+        found = [results[j].crop(radius) for j in at]
         return found, at, [item for item in results if isinstance(item, str)]
 
     def fetch_on(self, device: Device, index: np.ndarray, radius: int) -> tuple[tuple[Any, Any, Any], np.ndarray, list[str]]:

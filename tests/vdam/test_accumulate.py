@@ -206,3 +206,32 @@ def test_both_ways_agree_in_single_precision(monkeypatch):
     for name in ("cubes", "noise"):
         a, b = (getattr(sums, name) for sums in found)
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(a).max())
+
+
+def laid_out(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    """Copies one behind the other, in any order and with small gaps."""
+    gaps = 64 * rng.integers(1, 20, len(arrays))
+    memory, out, end = np.zeros(sum(a.nbytes + 64 for a in arrays) + gaps.sum(), np.uint8), list(arrays), 0
+    for number in rng.permutation(len(arrays)):
+        array = arrays[number]
+        out[number] = memory[end : end + array.nbytes].view(array.dtype).reshape(array.shape)
+        out[number][:] = array
+        end += -(-array.nbytes // 64) * 64 + gaps[number]
+    return out
+
+
+def test_compiled_sums_do_not_depend_on_where_arrays_lie(way, monkeypatch):
+    if way == "as matrices":
+        pytest.skip("sums sample by sample are compiled")
+    from vdamkit.vdam import narrow
+
+    calls, add = [], narrow._add
+    monkeypatch.setattr(narrow, "_add", lambda *arrays: (calls.append([np.copy(a) for a in arrays]), add(*arrays))[1])
+    sums_of(*problem(12, "float32"))
+    for number, arrays in enumerate(calls[:3]):
+        seen = set()
+        for seed in range(60):
+            *_, data, total, noise = laid = laid_out(arrays, np.random.default_rng([number, seed]))
+            add(*laid)
+            seen.add(data.tobytes() + total.tobytes() + noise.tobytes())
+        assert len(seen) == 1

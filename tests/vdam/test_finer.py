@@ -63,3 +63,23 @@ def test_compiled_scores_of_a_coarser_level_read_the_first_voxels_of_the_images(
     for score in (finer.scores, scores):
         for expected, found in zip(wanted, score(rows, at, phases, shifts, *longer, particles), strict=True):
             np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("count", [1018, 1003, 10])
+def test_compiled_sums_do_not_depend_on_where_arrays_lie(count):
+    """Of a loop that writes where it might read LLVM makes two, which round differently. Which one runs is up to addresses: the
+    slow one also where an array lies just behind another, as a negative place would be counted from the end."""
+    pytest.importorskip("numba", reason="the extra [fast] is not installed")
+    from vdamkit.vdam.finer_compiled import NUMBERS, TILE, _energies, _tile
+
+    rng, places, seen = np.random.default_rng(count), np.arange(TILE) * NUMBERS, set()
+    for behind in range(0, NUMBERS, 8):
+        memory = rng.normal(size=12 * NUMBERS).astype(np.float32)
+        rows, moved = (memory[first : first + TILE * NUMBERS] for first in (6 * NUMBERS, 0))
+        rows[:], moved[:] = (np.random.default_rng(seed).normal(size=TILE * NUMBERS) for seed in (1, 2))
+        sums = memory[TILE * NUMBERS + behind :][: TILE * TILE]
+        _tile(rows, places, moved, count, sums)
+        seen.add(sums.tobytes())
+        _energies(rows, places, moved, count, sums)
+        seen.add(sums[:TILE].tobytes())
+    assert len(seen) == 2

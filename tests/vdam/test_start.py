@@ -1,7 +1,5 @@
 """State 0, accuracy of alignment, auto-sampling, and one whole mini-batch on particles held in memory."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from helpers_vdamkit import Blobs, random_rotations
@@ -48,8 +46,7 @@ class Memory:
         return len(self.items)
 
     def fetch(self, index, radius):
-        n = len(half_ball(radius))
-        return [replace(self.items[i].crop(n), radius=radius) for i in index], np.arange(len(index)), []
+        return [self.items[i].crop(radius) for i in index], np.arange(len(index)), []
 
     def fetch_on(self, device, index, radius):
         items, at, complaints = self.fetch(index, radius)

@@ -51,9 +51,10 @@ class HalfBallParticle:
     unmasked: np.ndarray  # (n,) complex: b of the images as they are
     weight: np.ndarray  # (n,) float: w
 
-    def crop(self, n_voxels: int) -> HalfBallParticle:
-        """The same particle on a smaller half-ball (a view)."""
-        return HalfBallParticle(self.radius, self.masked[:n_voxels], self.unmasked[:n_voxels], self.weight[:n_voxels])
+    def crop(self, radius: int) -> HalfBallParticle:
+        """The same particle on a half-ball of no larger radius (a view)."""
+        n = len(half_ball(radius))
+        return HalfBallParticle(radius, self.masked[:n], self.unmasked[:n], self.weight[:n])
 
     @property
     def nbytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vdamkit.imaging.halfball import GridPoints, fourier_grid, map_to_fourier
+from vdamkit.imaging.halfball import GridPoints, fourier_grid, fourier_to_map, map_to_fourier
 
 
 def fsc(a: np.ndarray, b: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -69,6 +69,4 @@ def low_pass(volume: np.ndarray, shell: float, width: float = 2.0) -> np.ndarray
     """Raised-cosine low-pass: 0.5 at `shell`, `width` shells from 1 to 0 (RELION fftw.cpp:lowPassFilterMap)."""
     grid = fourier_grid(volume.shape[0])
     ramp = np.clip((np.sqrt(grid.k2) - (shell - width / 2)) / width, 0, 1)
-    from vdamkit.imaging.halfball import fourier_to_map
-
     return fourier_to_map(map_to_fourier(volume) * (0.5 + 0.5 * np.cos(np.pi * ramp)))

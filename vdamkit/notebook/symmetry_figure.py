@@ -10,8 +10,6 @@ from vdamkit.notebook.figures import new_figure, styled
 from vdamkit.picture import BLUE, GREY, ORANGE
 from vdamkit.symmetry.scores import REFUTED, SUPPORTED, GroupScore, SymmetryScores
 
-FAMILIES = {"C": "cyclic", "D": "dihedral", "P": "T, O, I"}
-
 
 @styled
 def symmetry_figure(scores: SymmetryScores, *, heading: str | None = None) -> Any:
