@@ -26,7 +26,7 @@ from vdamkit.vdam.search import Batch, Block, Posterior, Search
 
 MAX_LANES = 8  # workers that can add up side by side
 LANE_BYTES = 2**28  # of all lanes' cubes together
-NARROW = 5  # samples for each rotation, fewer than which are summed one by one where that is compiled
+NARROW = 0.5  # part of rotations × shifts that is not zero, below which samples are summed one by one where that is compiled
 CACHE_BYTES = 2**23  # of one worker's images, references and sums of some voxels
 
 
@@ -162,11 +162,16 @@ def _group_sums(
     model = _rotated(search, projector, key, union)
     optics = sorted({int(raw.optics[i]) for i, _ in members})
     sums = _matrix_sums
-    if projector.compiled and sum(np.count_nonzero(block.scores) for _, block in members) < NARROW * len(union):
+    if projector.compiled and _filled([block.scores for _, block in members], len(union)) < NARROW:
         from vdamkit.vdam.narrow import sums
     data, total, terms = sums(batch, raw, members, posteriors, union, model, phases, optics)
     noise[optics] += projector.ball.shell_sums(terms * projector.ball.weight)
     projector.scatter_rows(cube, turns_of(level.grid, search.perturbation, union), data, np.maximum(total, 0))
+
+
+def _filled(weights: list[np.ndarray], rows: int) -> float:
+    """Part of the matrix of all samples, one shift of one particle a column, that is not zero."""
+    return sum(np.count_nonzero(mine) for mine in weights) / (rows * sum(np.count_nonzero(mine.any(0)) for mine in weights))
 
 
 def _matrix_sums(

@@ -1,6 +1,6 @@
 """The M-step's sums where posteriors are narrow: sample by sample, in one pass over the voxels, compiled by Numba.
 
-Matrix products are quicker for each sample, but take all rotations × all samples, and make their operands first.
+Matrix products are quicker for each sample, but take all rotations × all shifts of the particles, and make operands first.
 """
 
 from __future__ import annotations
