@@ -138,7 +138,6 @@ def advance(session) -> None:
     try:
         session.run(progress=True)
     except KeyboardInterrupt:
-        session.cancel()
         raise Interrupted(f"Interrupted. {_kept(session)}") from None
     except VdamkitError as problem:
         raise type(problem)(f"{str(problem).rstrip('.')}. {_kept(session)}") from None

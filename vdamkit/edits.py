@@ -95,8 +95,9 @@ class Edits:
         if self._class(k) == self._class(into):
             raise SettingsError(f"class {k} cannot be merged into itself; give two classes")
         state, px = self.state, self.pixel_size
-        if not np.ptp(state.maps[k - 1]) or not np.ptp(state.maps[into - 1]):
-            raise SettingsError(f"class {k} or {into} is empty, so there is nothing to lay one onto the other; drop_class({k})")
+        for each in (k, into):
+            if not np.ptp(state.maps[each - 1]):
+                raise SettingsError(f"class {each} is empty, so there is nothing to lay on the other; use drop_class({each})")
         radius, threads = self._pending.mask_diameter / 2, self._pending.threads
         match = align(state.maps[k - 1], state.maps[into - 1], px, radius=radius, threads=threads)
         moved = within_group(match, self._pending.search_symmetry)

@@ -192,7 +192,7 @@ def test_threads_do_not_matter():
     from vdamkit.backend import get_backend
 
     search, batch, raw, posteriors = problem(8)
-    threaded = replace(search, backend=get_backend("cpu", 2), references={}, tables={})
+    threaded = replace(search, backend=get_backend("cpu", 2), references={}, tables={}, kept={})
     again = run_search(threaded, batch, None, tick)
     close(sums_of(search, batch, raw, posteriors), sums_of(threaded, batch, raw, again), 0.0)
 
