@@ -14,11 +14,12 @@ SHARE = 0.06  # of the time that redrawing may take while a run goes on
 class Painter:
     """Draws pictures one after the other in a thread that exists only while there is something to draw.
 
-    A wish for a picture that still waits replaces the older one, so nothing ever queues up.
+    A wish for a picture that still waits replaces the older one, so nothing ever queues up. Which picture failed, and how, is
+    told to `complain` on the event loop.
     """
 
-    def __init__(self, loop: Loop):
-        self._loop = loop
+    def __init__(self, loop: Loop, complain: Callable[[str], None] = lambda text: None):
+        self._loop, self._complain = loop, complain
         self._wishes: dict[str, tuple[Callable[[], bytes], Callable[[bytes], None], bool]] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -69,6 +70,7 @@ class Painter:
                 picture = draw()
             except Exception as problem:  # a picture that fails must not take the others along
                 self.errors.append(f"{key}: {type(problem).__name__}: {problem}")
+                self._loop.call(lambda text=self.errors[-1]: self._complain(text))
                 continue
             finally:
                 if not urgent:  # what a person asked for does not count

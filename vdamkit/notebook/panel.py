@@ -43,7 +43,7 @@ class Panel:
         self.session, self.name, self._given_truth = session, name, truth
         self.branches: list[Panel] = []
         self._loop = Loop()
-        self.painter = Painter(self._loop)
+        self.painter = Painter(self._loop, lambda text: self.say(f"This picture failed: {text}", bad=True))
         self.controller = Controller(session, self._loop, self._happened)
         self.knobs = all_knobs(Limits(session.particles.box * session.pixel_size, len(session.particles)))
         truth_map = Truth(truth, session.pixel_size, session.particles.box)
