@@ -79,3 +79,14 @@ def test_a_virtual_screen_is_started_and_goes_with_the_process():
     kind, number = done.stdout.split()
     assert kind == "napari"
     assert not os.path.exists(f"/tmp/.X11-unix/X{number}"), "the server is stopped with its process"
+
+
+def test_a_view_in_a_script_follows_every_mini_batch(job, monkeypatch):
+    """Without an event loop nothing would come back to a drawing that was put off."""
+    from vdamkit.notebook import viewer
+
+    drawn, draw = [], viewer.PictureScene.draw
+    monkeypatch.setattr(viewer.PictureScene, "draw", lambda self, layers: (drawn.append(job.iteration), draw(self, layers)))
+    with job.show("map", where="pictures"):
+        job.run(3)
+    assert drawn == [0, 1, 2, 3]
