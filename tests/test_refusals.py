@@ -1,7 +1,6 @@
 """What would lose or spoil something is refused, and what was probably meant is said."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from helpers_vdamkit import OPTIONS
 import vdamkit as vk
 from vdamkit.cli import cli
 from vdamkit.errors import InputError, OutputError, SettingsError
+from vdamkit.history import KEPT_STATES
 from vdamkit.io.mrc import write_mrc
 from vdamkit.simulate import simulate
 from vdamkit.symmetry.fit import SymmetryMatch
@@ -74,12 +74,16 @@ def test_the_verdict_doubts_a_group_that_the_final_model_does_not_have(job, warn
     """A run in C1 whose final model was symmetrised, as `vdamkit run --run-in-c1 --sym C5` writes it."""
     match = SymmetryMatch("C5", np.eye(3), np.zeros(3), np.ones(11), 0.6, 40.0, warning)
     job.run(5)
-    job._final_matches = (job.state, [match])
+    job._final_matches = (job._history.current, [match])
     verdict = job.verdict()
     assert "The final model was symmetrised. C5" in str(verdict)
     assert any("does not have that symmetry" in advice for advice in verdict.advice) == bool(warning)
-    job._final_matches = (replace(job.state), [match])
+    written = job._history.current
+    for _ in range(KEPT_STATES + 1):  # its state goes to disc
+        job._history.append(job.state, job.settings, job.report)
     assert "symmetrised" not in str(job.verdict()), "another state's model says nothing of this one"
+    job.go_to(written)
+    assert "The final model was symmetrised. C5" in str(job.verdict())
 
 
 def test_a_run_says_what_the_check_warns_of(folder, tmp_path):

@@ -88,7 +88,7 @@ class Session(Edits, Views):
         self._lock = threading.RLock()  # of the options, which may change while a mini-batch runs in another thread
         self._starting = threading.RLock()  # of state 0; never asked for by who holds the other
         self._writing = threading.RLock()  # of the output folder; asked for after the one of state 0
-        self._final_matches: tuple[State | None, list] = (None, [])  # the state last written, and its final model's symmetry
+        self._final_matches: tuple[int | None, list] = (None, [])  # the node last written, and its final model's symmetry
         self._panel: Any = None
         self.listeners: list[Callable[[str, float], None]] = []
         self.followers: list[Callable[[], None]] = []

@@ -166,7 +166,7 @@ def _write_files(session, node: Node, folder: Path, *, final: bool) -> list[Path
 
     state = node.state
     matches = final_matches(session, state) if final else []
-    session._final_matches = (state, matches)
+    session._final_matches = (node.number, matches)
     model = moved_state(state, matches, session.pixel_size) if matches else None
     return write_relion_files(
         folder, state, node.in_force, session.particles, command=command_line(), final=final, model=model

@@ -202,11 +202,11 @@ def _prior(session, figures: dict, said: list, advice: list) -> bool:
 
 def _symmetry(session, said: list, advice: list) -> bool:
     """Of a run in C1, does the final model that was written have the symmetry that it was given?"""
-    settings, (state, matches) = session.settings, session._final_matches
+    settings, (node, matches) = session.settings, session._final_matches
     if settings.run_in_c1 and settings.symmetry == "C1":
         said.append("The run was to be in C1 with symmetry applied later, but no group was given: the final model is in C1.")
         advice.append("symmetry_scores() (vdamkit symmetry-scores) says which groups the map supports")
-    if state is not session.state:
+    if node != session._history.node.number:
         return True
     said += [f"The final model was symmetrised. {match}." for match in matches]
     doubtful = any(match.warning for match in matches)
