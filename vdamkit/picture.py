@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,28 @@ STYLE = {
     "axes.linewidth": 0.8,
     "lines.linewidth": 1.8,
 }
+_DRAWING = threading.RLock()  # matplotlib's settings are the whole process's: who draws takes turns
 AXES = (("xy", "x", "y"), ("xz", "x", "z"), ("yz", "y", "z"))  # seen along z, y, x
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw in the house style, whatever the user's matplotlib is set to; also as a decorator.
+
+    One thread at a time. What the user sets meanwhile in another thread stays, where `rc_context` would take it back.
+    """
+    import matplotlib
+
+    params = matplotlib.rcParams
+    with _DRAWING:
+        ours = {**matplotlib.rcParamsDefault, **STYLE}
+        theirs = {key: params[key] for key in ours if key != "backend" and params[key] != ours[key]}
+        params.update({key: ours[key] for key in theirs})
+        ours = {key: params[key] for key in theirs}  # as matplotlib writes them
+        try:
+            yield
+        finally:
+            params.update({key: value for key, value in theirs.items() if params[key] == ours[key]})
 
 
 def contact_sheet(
@@ -52,13 +75,12 @@ def contact_sheet(
     -------
     The path. Raises OutputError where it cannot be written.
     """
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     titles = titles or [f"map {i + 1}" for i in range(len(maps))]
     curves = bool(fsc_curves) + bool(reports)
-    with matplotlib.rc_context(STYLE):
+    with house_style():
         width, row = 9.6, 1.95
         height = row * len(maps) + (2.75 if curves else 0) + (0.3 if heading else 0)
         figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white", layout="constrained")

@@ -1,6 +1,8 @@
 """The panel's pictures show the numbers they are given; they are drawn without touching the user's matplotlib."""
 
 import io
+import sys
+import threading
 from dataclasses import replace
 
 import matplotlib
@@ -18,6 +20,7 @@ from vdamkit.notebook.figures import (
     resolution_figure,
 )
 from vdamkit.notebook.orientation_figure import orientation_figure
+from vdamkit.picture import STYLE, house_style
 
 rng = np.random.default_rng(0)
 
@@ -108,7 +111,27 @@ def test_the_users_matplotlib_is_left_alone():
         picture = imread(io.BytesIO(png(map_figure(rng.normal(size=(1, 8, 8, 8)), 5.0))))
         assert picture[2, 2, :3].min() == 1, "white, whatever the user's style is"
     assert dict(matplotlib.rcParams) == before
-    import sys
-
     if "matplotlib.pyplot" in sys.modules:
         assert not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_two_who_draw_at_once_leave_the_users_matplotlib_alone():
+    """The panel's painter and a cell; and what the user sets meanwhile counts."""
+    with matplotlib.rc_context({"font.size": 31, "axes.facecolor": "black"}):
+        before, begun = dict(matplotlib.rcParams), threading.Event()
+
+        def draw():
+            begun.set()
+            with house_style():
+                sizes.append(matplotlib.rcParams["font.size"])
+
+        sizes, other = [], threading.Thread(target=draw)
+        with house_style():
+            sizes.append(matplotlib.rcParams["font.size"])
+            other.start()
+            assert begun.wait(10)
+            other.join(0.05)  # it would come in now, and leave last
+            matplotlib.rcParams["lines.linewidth"] = 7.0
+        other.join(10)
+        assert sizes == [STYLE["font.size"]] * 2
+        assert dict(matplotlib.rcParams) == before | {"lines.linewidth": 7.0}

@@ -14,7 +14,7 @@ import numpy as np
 
 from vdamkit.imaging.fsc import crossing, fsc
 from vdamkit.imaging.halfball import fourier_grid, map_to_fourier
-from vdamkit.picture import AXES, BLUE, GREEN, GREY, ORANGE, STYLE, circle, resolution_axis, scale_bar, window
+from vdamkit.picture import AXES, BLUE, GREEN, GREY, ORANGE, circle, house_style, resolution_axis, scale_bar, window
 from vdamkit.state import State, StepReport
 from vdamkit.verdict import half_agreement
 
@@ -44,20 +44,6 @@ def png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-def styled(function: Any) -> Any:
-    """Decorator: draw in the house style, whatever the user's matplotlib is set to."""
-    from functools import wraps
-
-    @wraps(function)
-    def wrapper(*args: Any, **options: Any) -> Any:
-        import matplotlib
-
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": matplotlib.rcParams["backend"]}):
-            return function(*args, **options)
-
-    return wrapper
-
-
 def class_colour(k: int) -> str:
     """Colour of class `k` (from 0), the same in every picture."""
     return CLASS_COLOURS[k % len(CLASS_COLOURS)]
@@ -66,7 +52,7 @@ def class_colour(k: int) -> str:
 # maps ---------------------------------------------------------------------------------------------------------------
 
 
-@styled
+@house_style()
 def map_figure(
     maps: np.ndarray, pixel_size: float, *, at: tuple[int, int, int] | None = None, sigma: float = 3.0,
     populations: Sequence[float] | None = None, mask_radius: float | None = None, heading: str | None = None,
@@ -133,7 +119,7 @@ def _frame(axis: Any, title: str, right: str, up: str) -> None:
     axis.set_ylabel(f"{up} →", fontsize=7.5, color=GREY, labelpad=1.0)
 
 
-@styled
+@house_style()
 def compare_figure(
     a: np.ndarray, b: np.ndarray, pixel_size: float, names: tuple[str, str], *, mask_radius: float | None = None
 ) -> Any:
@@ -164,7 +150,7 @@ def compare_figure(
     return figure
 
 
-@styled
+@house_style()
 def gallery_figure(
     maps: Mapping[str, np.ndarray],
     pixel_size: float,
@@ -209,7 +195,7 @@ def _match(a: np.ndarray, b: np.ndarray) -> float:
 # resolution ---------------------------------------------------------------------------------------------------------
 
 
-@styled
+@house_style()
 def resolution_figure(
     state: State, pixel_size: float, *, radius: int, k: int = 0, curves: Mapping[str, np.ndarray] | None = None
 ) -> Any:
@@ -302,7 +288,7 @@ class Mark:
     text: str
 
 
-@styled
+@house_style()
 def convergence_figure(reports: Sequence[StepReport], marks: Sequence[Mark] = (), *, final_T: float | None = None) -> Any:
     """The course of a run by mini-batch, with numbered marks where options were changed."""
     figure = new_figure(8.4, 5.6 + 0.17 * min(len(marks), 8))

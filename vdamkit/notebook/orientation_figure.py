@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.notebook.figures import class_colour, new_figure, styled
-from vdamkit.picture import GREY
+from vdamkit.notebook.figures import class_colour, new_figure
+from vdamkit.picture import GREY, house_style
 from vdamkit.sampling.priors import CUT, wrap
 
 BINS = {"tilt": np.arange(0, 181, 5.0), "psi": np.arange(-180, 181, 10.0), "rot": np.arange(-180, 181, 10.0)}
 
 
-@styled
+@house_style()
 def orientation_figure(
     angles: np.ndarray, classes: np.ndarray, priors: np.ndarray, widths: tuple[float | None, float | None, float | None], *,
     subset: np.ndarray | None = None, heading: str | None = None,

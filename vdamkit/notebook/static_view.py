@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.notebook.figures import new_figure, styled
+from vdamkit.notebook.figures import new_figure
 from vdamkit.notebook.layers import LIGHT, LayerData, lit_surface, zyx
-from vdamkit.picture import GREY
+from vdamkit.picture import GREY, house_style
 
 SEEN_ALONG = {"z": (0, 1, 2), "y": (0, 2, 1), "x": (1, 2, 0)}
 """Axes to the right, upwards and towards the viewer (xyz); seen along y the far side is towards the viewer."""
 
 
-@styled
+@house_style()
 def static_figure(layers: Sequence[LayerData], *, along: Sequence[str] = ("z", "y"), heading: str | None = None) -> Any:
     """The layers (see :mod:`vdamkit.notebook.layers`) seen along axes of the map or tomogram, true to scale in Å."""
     figure = new_figure(4.2 * len(along), 4.3)

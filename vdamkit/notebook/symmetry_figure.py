@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vdamkit.notebook.figures import new_figure, styled
-from vdamkit.picture import BLUE, GREY, ORANGE
+from vdamkit.notebook.figures import new_figure
+from vdamkit.picture import BLUE, GREY, ORANGE, house_style
 from vdamkit.symmetry.scores import REFUTED, SUPPORTED, GroupScore, SymmetryScores
 
 
-@styled
+@house_style()
 def symmetry_figure(scores: SymmetryScores, *, heading: str | None = None) -> Any:
     """Scores of all groups by family, and the axes of the leading group in the map's frame.
 
