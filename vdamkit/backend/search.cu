@@ -41,6 +41,20 @@ extern "C" __global__ void moved_pairs(const COMPLEX* __restrict__ images, int w
   odd[to] = complex_of(moved[0].x - moved[1].x, moved[0].y - moved[1].y);
 }
 
+// Both add product by product, each of which is fused with its sum: two operations for Re conj(a) b, where the sum of the two
+// products would be a third.
+__device__ __forceinline__ void add_overlap(REAL& sum, COMPLEX a, COMPLEX b) {
+  sum += a.x * b.x;
+  sum += a.y * b.y;
+}
+
+__device__ __forceinline__ void add_product(COMPLEX& sum, COMPLEX a, COMPLEX b) {
+  sum.x += a.x * b.x;
+  sum.x -= a.y * b.y;
+  sum.y += a.x * b.y;
+  sum.y += a.y * b.x;
+}
+
 struct ScoreInput {
   const COMPLEX *rows, *data, *shift_phases;
   const REAL *weight, *entry_prior, *shift_prior;
@@ -91,7 +105,7 @@ __device__ __forceinline__ void score_block(const ScoreInput& in, COMPLEX* a, CO
 #pragma unroll
       for (int j = 0; j < PER; j++)
 #pragma unroll
-        for (int l = 0; l < PER; l++) sum[j][l] += rotation[j].x * moved[l].x + rotation[j].y * moved[l].y;
+        for (int l = 0; l < PER; l++) add_overlap(sum[j][l], rotation[j], moved[l]);
     }
     __syncthreads();
   }
@@ -159,7 +173,7 @@ __device__ __forceinline__ void score_few(const ScoreInput& in, REAL* parts, REA
       COMPLEX r = rotation[j][v];
       own[j] += w * (r.x * r.x + r.y * r.y);
 #pragma unroll
-      for (int l = 0; l < FEW; l++) sum[j][l] += r.x * moved[l].x + r.y * moved[l].y;
+      for (int l = 0; l < FEW; l++) add_overlap(sum[j][l], r, moved[l]);
     }
   }
 #pragma unroll
@@ -426,11 +440,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       for (int j = plane_start[m] - first_plane; j < plane_start[m + 1] - first_plane; j++) {
         COMPLEX plane = column[(long long)j * n_disc];
         Four e = *(const Four*)(along_z + plane_z[j] * width);
-        for (int v = 0; v < 2; v++) {
-          COMPLEX phase = times(plane, complex_of(e.of[2 * v], e.of[2 * v + 1]));
-          wave[v].x += phase.x;
-          wave[v].y += phase.y;
-        }
+        for (int v = 0; v < 2; v++) add_product(wave[v], plane, complex_of(e.of[2 * v], e.of[2 * v + 1]));
       }
       int who = particle[m];
       long long at = (long long)who * n_pairs + p;

@@ -14,8 +14,8 @@ from vdamkit.imaging.trilinear import corners
 
 KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column's point in the disc
 # by the rotations, and shifts, that a block of `score` takes: time per pair of them and voxel, and how many voxels its
-# beginning and end are worth; those of 8 are counted, not measured
-SCORE_COST = {8: (3.0, 1000), 32: (1.6, 100), 64: (1.0, 100)}
+# beginning and end are worth; those of 8 are counted (instructions over threads at once), not measured
+SCORE_COST = {8: (2.0, 1000), 32: (1.6, 100), 64: (1.0, 100)}
 TILE = 8  # patches along a side that are summed up together, see spin_adjoint
 
 
