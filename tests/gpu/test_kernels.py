@@ -10,7 +10,7 @@ import pytest
 from vdamkit.backend import twins
 from vdamkit.backend.cuda import CudaDevice, _source
 from vdamkit.backend.device import Device, round_to_tf32
-from vdamkit.backend.twins import SCORE_COST
+from vdamkit.backend.twins import KZ, SCORE_COST
 from vdamkit.imaging.device_projector import DeviceProjector
 from vdamkit.imaging.projector import Projector
 from vdamkit.imaging.turns import Turns, turns_of
@@ -69,14 +69,14 @@ def complex_normal(rng, real, *shape):
 def test_projector_kernels(both, real):
     """Tilt, spin and their adjoints with the tables of a real projector and grid."""
     rng = np.random.default_rng(0)
-    projector = Projector(16, 6, real)
+    projector = Projector(20, 9, real)
     tables = DeviceProjector(projector, Device())
     grid = orientation_grid(1, "C3")
     turns = turns_of(grid, 5.0, np.flatnonzero(rng.random(len(grid)) < 0.4))
     spins, d, p = turns.spins, len(turns.tilts), projector
     assert (spins[:, 2:] >= 0).sum() == len(turns.direction) > len(spins)
     moved, half_width = tables._matrices(turns.tilts), p.grid.half_width
-    cube = p.prepare(rng.normal(size=(16,) * 3))
+    cube = p.prepare(rng.normal(size=(20,) * 3))
     (slabs,) = both(
         "tilt", [cube, moved, tables._source, tables._source_at, half_width], [np.zeros((d, tables.slab_size), p.complex)]
     )
@@ -95,8 +95,22 @@ def test_a_tile_has_room_for_its_columns():
     """At no angle do more columns of the half-ball bear on a tile than its block of threads has memory for."""
     room = int(re.search(r"#define COLUMNS (\d+)", _source())[1])
     tables = DeviceProjector(Projector(48, 22), Device())
-    starts = tables._sources(np.linspace(0, 89, 90))[0]
-    assert 361 <= np.diff(starts, axis=1).max() <= room
+    ranges = tables._sources(np.linspace(0, 89, 90))[0]
+    assert 361 <= np.diff(ranges).max() <= room
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_columns_are_left_out_where_they_do_not_reach(real):
+    """Of a ball a good part of the columns does not reach a layer; every one that does is there."""
+    tables = DeviceProjector(Projector(40, 18, real), Device())
+    ranges, _, count, *_ = tables._sources(np.array([0.0, 35.0]))
+    for layers in ranges:
+        for layer, tiles in enumerate(layers):
+            for (first, end), (_, whole) in zip(tiles, layers[0], strict=True):
+                low = layer * KZ[np.dtype(real).itemsize]
+                assert (count[first:end] > low).all() and not (count[end:whole] > low).any()
+    listed = np.diff(ranges).sum((0, 2, 3))
+    assert listed[0] == len(count) and listed.sum() < 0.9 * len(listed) * len(count)
 
 
 @pytest.mark.parametrize("real", REALS)

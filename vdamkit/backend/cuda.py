@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.device import Device, DeviceLost, OutOfDeviceMemory
-from vdamkit.backend.twins import TILE
+from vdamkit.backend.twins import KZ, TILE
 from vdamkit.errors import SettingsError
 
 THREADS = 256
@@ -205,16 +205,15 @@ class CudaKernels:
         )  # fmt: skip
 
     def spin_adjoint(
-        self, values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+        self, values, weights, spin_start, spins, tile_range, source, source_count, patch_range, entry, entry_weight, needed,
         absolute_sum, depth, width, slabs,
     ) -> None:  # fmt: skip
-        real, at_once = entry_weight.dtype, 8 if entry_weight.dtype == np.float32 else 4  # KZ
-        side = round((patch_start.shape[1] - 1) ** 0.5)
+        real, (_, layers, tiles, _) = entry_weight.dtype, tile_range.shape
         self._run(
-            "spin_adjoint", real, (len(slabs) * (tile_start.shape[1] - 1) * -(-depth // at_once), 2), values, weights,
-            spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
-            real.type(absolute_sum), np.int32(side), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
-            np.int32(values.shape[1]), slabs, threads=TILE**2 * at_once,
+            "spin_adjoint", real, (len(slabs) * tiles * layers, 2), values, weights, spin_start, spins, tile_range, source,
+            source_count, patch_range, entry, entry_weight, needed, real.type(absolute_sum),
+            np.int32(round(patch_range.shape[2] ** 0.5)), np.int32(depth), np.int32(width), np.int32(values.shape[2]),
+            np.int32(values.shape[1]), slabs, threads=TILE**2 * KZ[real.itemsize],
         )  # fmt: skip
 
     def collect(self, values, rows, order, out) -> None:

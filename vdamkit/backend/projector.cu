@@ -4,14 +4,17 @@
 // chance decides: the one scatter adds whole numbers, so a run repeats bit for bit.
 
 #define THREADS 256
+#define PAD 2        // see imaging/projector.py
 #define KZ_BITS 10   // of a voxel's cell, see twins.py
 #define TILE 8       // patches along a side, see twins.py
+#define AT_ONCE 16   // directions whose cells `tilt_back` holds in shared memory
 #define COLUMNS 400  // of the half-ball, at most, that bear on a tile: lattice points in a square of side 2 TILE + 3
 #ifdef SINGLE
-#define KZ 8  // voxels of a column that a block takes: what the memory shared by its threads holds
+#define KZ 8  // voxels of a column that a block takes, a layer: what the memory shared by its threads holds
 #else
 #define KZ 4
 #endif
+#define LAYERS 3  // such blocks on a multiprocessor: what its registers hold
 
 struct __align__(4 * sizeof(REAL)) Four {
   REAL of[4];
@@ -104,57 +107,65 @@ extern "C" __global__ void tilt_adjoint(const COMPLEX* __restrict__ slabs, const
   }
 }
 
-// Trilinear weight of a corner of a cylinder's cell at a point of the cube that is so far away from its first corner.
-__device__ __forceinline__ REAL weight_of(const REAL* away, const REAL* t, int corner) {
-  REAL w = 1;
-  for (int j = 0; j < 3; j++) {
-    REAL to = (corner & 1 ? t[j] : REAL(0)) + (corner & 2 ? t[3 + j] : REAL(0)) + (corner & 4 ? t[6 + j] : REAL(0));
-    w *= max(1 - fabs(away[j] - to), REAL(0));
+// Both halves of a cylinder's cell, or, with sign -1, of its Friedel mate.
+__device__ __forceinline__ void add_cell(REAL part[2][3], const Four* cell, REAL w, int sign) {
+  for (int h = 0; h < 2; h++) {
+    Four value = cell[h];
+    part[h][0] += w * value.of[0];
+    part[h][1] += sign * w * value.of[1];
+    part[h][2] += w * value.of[2];
   }
-  return w;
 }
 
 // The adjoint of `tilt` for rows of a map: each point of the cube collects what the cylinders hold around it. A cylinder's point
-// lies in the half cube itself or as its Friedel mate, as in corners_of, whose sign this takes from the same sum.
-extern "C" __global__ void tilt_back(const REAL* __restrict__ slabs, const REAL* __restrict__ turns, int n_directions,
-                                     const int* __restrict__ points, int n_points, int half_width, int depth, int width,
-                                     int size, double* __restrict__ sums) {
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= n_points) return;
-  int at[3] = {points[i], points[n_points + i], points[2 * n_points + i]};
+// lies in the half cube itself or as its Friedel mate, as in corners_of, whose sign this takes from the same sum. Of the eight
+// corners of the lattice's cell around a point few are near enough to count: the threads of a warp first find and then read them.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    tilt_back(const REAL* __restrict__ slabs, const REAL* __restrict__ turns, int n_directions, const int* __restrict__ points,
+              int n_points, int half_width, int depth, int width, int size, double* __restrict__ sums) {
+  __shared__ REAL corners[AT_ONCE][8][3];  // of a cell, from its first one, for some directions
+  int i = blockIdx.x * blockDim.x + threadIdx.x, mine = min(i, n_points - 1);  // beyond the last: the last once more
+  int at[3] = {points[mine], points[n_points + mine], points[2 * n_points + mine]}, middle = width / 2 * (width + 1);
   double sum[2][3] = {};
   const Four* slab = (const Four*)slabs;
   for (int d = 0; d < n_directions; d++, slab += 2LL * width * width * depth) {
-    const REAL* t = turns + 9 * d;
-    REAL part[2][3] = {};
-    REAL scale = 1 / (t[0] * t[0] + t[1] * t[1] + t[2] * t[2]);  // a turn times the padding
+    if (d % AT_ONCE == 0) {
+      __syncthreads();
+      for (int k = threadIdx.x; k < 24 * min(AT_ONCE, n_directions - d); k += blockDim.x) {
+        const REAL* t = turns + 9 * (d + k / 24) + k % 3;
+        int e = k / 3 % 8;
+        (&corners[0][0][0])[k] = (e & 1 ? t[0] : REAL(0)) + (e & 2 ? t[3] : REAL(0)) + (e & 4 ? t[6] : REAL(0));
+      }
+      __syncthreads();
+    }
+    const REAL(*corner)[3] = corners[d % AT_ONCE];
+    const REAL *t = turns + 9 * d, scale = REAL(1) / (PAD * PAD);  // a turn times the padding
     REAL x = floor((t[0] * at[0] + t[1] * at[1] + t[2] * at[2]) * scale);  // in the cylinder's frame
     REAL y = floor((t[3] * at[0] + t[4] * at[1] + t[5] * at[2]) * scale);
     REAL z = floor((t[6] * at[0] + t[7] * at[1] + t[8] * at[2]) * scale);
-    REAL away[3];
+    REAL away[3], part[2][3] = {};
     for (int j = 0; j < 3; j++) away[j] = at[j] - (t[j] * x + t[3 + j] * y + t[6 + j] * z);
-    unsigned near = 0;  // which corners of the lattice's cell: few, so the threads of a warp first find and then read them
+    unsigned near = 0;
 #pragma unroll
-    for (int e = 0; e < 8; e++) near |= (weight_of(away, t, e) > 0) << e;
+    for (int e = 0; e < 8; e++) {
+      REAL far = 0;
+      for (int j = 0; j < 3; j++) far = max(far, fabs(away[j] - corner[e][j]));
+      near |= (far < 1) << e;
+    }
     for (; near; near &= near - 1) {
       int e = __ffs(near) - 1;
-      REAL w = weight_of(away, t, e);
+      REAL w = 1;
+      for (int j = 0; j < 3; j++) w *= 1 - fabs(away[j] - corner[e][j]);
       int u[3] = {(int)x + (e & 1), (int)y + (e >> 1 & 1), (int)z + (e >> 2)};
       REAL side = t[0] * u[0] + t[3] * u[1] + t[6] * u[2];
       if (side < 0 || 2 * abs(u[0]) >= width || 2 * abs(u[1]) >= width || abs(u[2]) >= depth) continue;
-      for (int sign = u[2] < 0 ? -1 : 1; sign >= (u[2] > 0 ? 1 : -1); sign -= 2) {  // both in the plane z = 0
-        if (sign < 0 && side == 0) continue;
-        int cell = ((sign * u[1] + width / 2) * width + sign * u[0] + width / 2) * depth + sign * u[2];
-        for (int h = 0; h < 2; h++) {
-          Four value = slab[2 * cell + h];
-          part[h][0] += w * value.of[0];
-          part[h][1] += sign * w * value.of[1];
-          part[h][2] += w * value.of[2];
-        }
-      }
+      int sign = u[2] < 0 ? -1 : 1, column = u[1] * width + u[0];
+      add_cell(part, slab + 2 * ((middle + sign * column) * depth + sign * u[2]), w, sign);
+      if (u[2] == 0 && side > 0) add_cell(part, slab + 2 * (middle - column) * depth, w, -1);  // its mate is in that plane too
     }
     for (int j = 0; j < 6; j++) sum[j / 3][j % 3] += part[j / 3][j % 3];
   }
+  if (i >= n_points) return;
   long long to = ((long long)(at[2] + half_width) * (2 * half_width + 1) + at[1] + half_width) * (half_width + 2) + at[0];
   for (int j = 0; j < 6; j++) sums[j * (long long)size + to] += sum[j / 3][j % 3];
 }
@@ -192,26 +203,27 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
 }
 
 // A block sums up a tile of TILE × TILE patches of the cylinder, KZ voxels deep, for one half: for each spin it first collects
-// what bears on the tile, quarter turns added up, and then each thread forms its 2 × 2 columns. A cell of `slabs` is, for each
-// half, real part, imaginary part, weight and nothing.
-extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ)
+// what bears on the tile there, quarter turns added up, and then each thread forms its 2 × 2 columns. A cell of `slabs` is, for
+// each half, real part, imaginary part, weight and nothing.
+extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ, LAYERS)
     spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ spin_start,
-                 const int* __restrict__ spins, const int* __restrict__ tile_start, const int4* __restrict__ source,
-                 const int* __restrict__ source_count, const int* __restrict__ patch_start, const int* __restrict__ entry,
+                 const int* __restrict__ spins, const int2* __restrict__ tile_range, const int4* __restrict__ source,
+                 const int* __restrict__ source_count, const int2* __restrict__ patch_range, const int* __restrict__ entry,
                  const REAL* __restrict__ entry_weight, const unsigned char* __restrict__ needed, REAL absolute_sum, int side,
                  int depth, int width, int n_voxels, int n_rows, REAL* __restrict__ slabs) {
   __shared__ COMPLEX data[COLUMNS * KZ];
   __shared__ REAL heavy[COLUMNS * KZ];
   int across = side / TILE, tiles = across * across, layers = (depth + KZ - 1) / KZ;
-  int low = blockIdx.x % layers * KZ, tile = blockIdx.x / layers % tiles, d = blockIdx.x / layers / tiles, h = blockIdx.y;
-  int z = threadIdx.x % KZ, within = threadIdx.x / KZ, kz = low + z;
+  int layer = blockIdx.x % layers, tile = blockIdx.x / layers % tiles, d = blockIdx.x / layers / tiles, h = blockIdx.y;
+  int z = threadIdx.x % KZ, within = threadIdx.x / KZ, low = layer * KZ, kz = low + z;
   REAL sum[4][3] = {};
   for (int s = spin_start[d]; s < spin_start[d + 1]; s++) {
     const int* mine = spins + 6LL * s;
     long long row[4];
     for (int q = 0; q < 4; q++) row[q] = mine[2 + q] < 0 ? -1 : ((long long)h * n_rows + mine[2 + q]) * n_voxels + low;
-    const int* range = tile_start + (long long)mine[1] * (tiles + 1) + tile;
-    int first = range[0], size = (range[1] - first) * KZ;
+    long long place = ((long long)mine[1] * layers + layer) * tiles + tile;
+    int2 range = tile_range[place], own = patch_range[place * TILE * TILE + within];
+    int first = range.x, size = (range.y - first) * KZ;
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
       int4 column = source[first + i / KZ];
       int from[4] = {column.x, column.y, column.z, column.w}, at = i % KZ;
@@ -228,8 +240,7 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ)
       heavy[i] = weight[0] + weight[1] + weight[2] + weight[3];
     }
     __syncthreads();
-    range = patch_start + (long long)mine[1] * (side * side + 1) + tile * TILE * TILE + within;
-    for (int e = range[0]; e < range[1]; e++) {
+    for (int e = own.x; e < own.y; e++) {
       int at = entry[e] * KZ + z;
       Four w = ((const Four*)entry_weight)[e];
       for (int j = 0; j < 4; j++) {

@@ -17,6 +17,7 @@ KZ_BITS = 10  # of a voxel's cell: its kz; the rest is the number of its column'
 # beginning and end are worth; those of 8 are counted (instructions over threads at once), not measured
 SCORE_COST = {8: (2.0, 1000), 32: (1.6, 100), 64: (1.0, 100)}
 TILE = 8  # patches along a side that are summed up together, see spin_adjoint
+KZ = {4: 8, 8: 4}  # and voxels along kz, a layer, by the bytes of a number
 
 
 def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
@@ -83,27 +84,27 @@ def spin(slabs, spins, first, taps, pair, turned, depth: int, width: int, rows) 
 
 
 def spin_adjoint(
-    values, weights, spin_start, spins, tile_start, source, source_count, patch_start, entry, entry_weight, needed,
+    values, weights, spin_start, spins, tile_range, source, source_count, patch_range, entry, entry_weight, needed,
     absolute_sum: float, depth: int, width: int, slabs,
 ) -> None:  # fmt: skip
     """Adjoint of :func:`spin`, summed over the spins of each direction; weights with the absolute values of the taps.
 
     values `(2, rows, n)` complex and weights, real, for two halves. Spins (as there, but for the first number) of direction d:
     ``spin_start[d]`` to ``spin_start[d + 1]``. A patch is 2 × 2 columns of the cylinder, a tile TILE × TILE patches, one after
-    the other. tile_start `(angles, tiles + 1)`: for each tile the range of columns of the half-ball that bear on it,
-    source `(sources, 4)` int32, first voxel of a column by quarter turn, and source_count, how many voxels. patch_start
-    `(angles, patches + 1)`: for each patch the range of its entries: number among the tile's columns, and entry_weight
-    `(entries, 4)`, on each of the four. needed `(width² depth,)` uint8: where a cylinder is read. slabs as for
-    :func:`tilt_back`.
+    the other. tile_range `(angles, layers, tiles, 2)` int32: for each tile the range of columns of the half-ball that bear on
+    it and reach a layer of KZ voxels; of these, longest first, source `(sources, 4)` int32, first voxel of a column by quarter
+    turn, and source_count, how many voxels. patch_range `(angles, layers, patches, 2)`: for each patch the range of its
+    entries: number among the tile's columns, and entry_weight `(entries, 4)`, on each of the four. needed `(width² depth,)`
+    uint8: where a cylinder is read. slabs as for :func:`tilt_back`.
     """
-    side = round((patch_start.shape[1] - 1) ** 0.5)
+    side = round(patch_range.shape[2] ** 0.5)
     tile, within = np.divmod(np.arange(side**2), TILE**2)
     y, x = (TILE * a + b for a, b in zip(np.divmod(tile, side // TILE), np.divmod(within, TILE), strict=True))
     kz, room = np.arange(depth), max(2 * side, width)
 
-    def summed(start: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
+    def summed(ends: np.ndarray, values: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Runs of `values` `(entries, depth)`, weighted in four ways, as columns of the cylinder."""
-        ends, numbers = start - start[0], np.arange(len(values))
+        numbers = np.arange(len(values))
         slab = np.zeros((room, room, depth), values.dtype)
         for j in range(4):
             slab[2 * y + j // 2, 2 * x + j % 2] = csr_matrix((w[:, j], numbers, ends), (len(x), len(values))) @ values
@@ -113,17 +114,18 @@ def spin_adjoint(
     for h in range(2):
         for d, (begin, end) in enumerate(pairwise(spin_start.tolist())):
             for _, angle, *members in spins[begin:end].tolist():
-                start = patch_start[angle]
-                column = np.repeat(tile_start[angle, tile], np.diff(start)) + entry[start[0] : start[-1]]
-                inside, w = kz < source_count[column, None], entry_weight[start[0] : start[-1]]
+                start, stop = patch_range[angle, 0].T  # the first layer, which all columns reach
+                mine, ends = slice(start[0], stop[-1]), np.append(start, stop[-1]) - start[0]
+                column = np.repeat(tile_range[angle, 0, tile, 0], stop - start) + entry[mine]
+                inside, w = kz < source_count[column, None], entry_weight[mine]
                 for quarter, r in enumerate(members):
                     if r < 0:
                         continue
                     at = np.where(inside, source[column, quarter, None] + kz, 0)
-                    data = summed(start, np.where(inside, values[h, r, at], 0), w)
+                    data = summed(ends, np.where(inside, values[h, r, at], 0), w)
                     slabs[d, :, h, 0] += data.real
                     slabs[d, :, h, 1] += data.imag
-                    slabs[d, :, h, 2] += summed(start, np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
+                    slabs[d, :, h, 2] += summed(ends, np.where(inside, weights[h, r, at], 0), np.abs(w)) / absolute_sum
 
 
 def collect(values, rows, order, out) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vdamkit.backend.device import Device
-from vdamkit.backend.twins import KZ_BITS, TILE
+from vdamkit.backend.twins import KZ, KZ_BITS, TILE
 from vdamkit.imaging.halfball import half_turn_pairs
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 from vdamkit.imaging.turns import Turns
@@ -34,6 +34,7 @@ class DeviceProjector:
         self.order = np.full(count.sum(), -1)  # and the other way round; -1 fills up
         self.order[self.place] = np.arange(len(disc))
         self._start, self._count = start.astype(np.int32), count.astype(np.int32)
+        self._longest_first = np.argsort(-count, kind="stable")
         pairs = np.repeat(np.arange(len(count)), count // 2)
         kz = 2 * np.arange(len(pairs)) - start[pairs]
         self.pair = device.put((pairs << KZ_BITS | kz).astype(np.uint32))
@@ -114,9 +115,10 @@ class DeviceProjector:
     def _sources(self, psis: np.ndarray) -> tuple:
         """What bears on the patches of 2 × 2 columns of the cylinder, for every angle; see `twins.spin_adjoint`.
 
-        For each tile of patches, ranges `(angles, tiles + 1)` of a list of columns of the half-ball: the first voxel in a row
-        of each quarter turn, how many voxels. For each patch, ranges `(angles, patches² + 1)` of a list of entries: number
-        among the tile's columns, weights for each of the four.
+        For each tile of patches, ranges `(angles, layers, tiles, 2)` of a list of columns of the half-ball: the first voxel in
+        a row of each quarter turn, how many voxels. For each patch, ranges `(angles, layers, patches², 2)` of a list of
+        entries: number among the tile's columns, weights for each of the four. The longest columns come first: those that do
+        not reach a layer are left out there.
         """
         key = tuple(psis.tolist())
         if key not in self._backward:
@@ -128,24 +130,28 @@ class DeviceProjector:
             x = x[:, :, None, None] + put(np.arange(TAPS))
             weight = taps[:, :, 1, :, None] * taps[:, :, 0, None, :]
             patch = put(np.arange(len(key)))[:, None, None, None] * patches + self._patch(y // 2, x // 2)
-            pair = patch * n_disc + put(np.arange(n_disc))[None, :, None, None]
+            pair = patch * n_disc + put(np.argsort(self._longest_first))[None, :, None, None]
             some, number = xp.unique(pair.ravel(), return_inverse=True)
             weights = xp.zeros((len(some), 4), p.dtype)
             weights[number.ravel(), (y % 2 * 2 + x % 2).ravel()] = weight.ravel()
             in_tile = some // n_disc // TILE**2 * n_disc + some % n_disc
             listed, place = xp.unique(in_tile, return_inverse=True)
 
-            def ranges(values: Any, each: int) -> Any:
-                """Where in sorted `values` those of each number begin, `(angles, each + 1)` int32."""
-                ends = put(np.arange(len(key))[:, None] * each + np.arange(each + 1))
-                return xp.searchsorted(values, ends.ravel() * n_disc).reshape(ends.shape).astype(np.int32)
+            layers = np.arange(0, self.depth, KZ[p.dtype.itemsize])
+            reach = (self._count > layers[:, None]).sum(1)  # how many columns reach each layer
 
-            tile_start = ranges(listed, tiles)
-            entry = place.ravel() - tile_start[:, :-1].ravel()[in_tile // n_disc]
-            column = listed % n_disc
+            def ranges(values: Any, each: int) -> Any:
+                """Where in sorted `values` those of each number begin, and end in each layer: `(angles, layers, each, 2)`."""
+                begin = n_disc * np.arange(len(key) * each).reshape(len(key), 1, each)
+                ends = put(np.stack(np.broadcast_arrays(begin, begin + reach[:, None]), -1))
+                return xp.searchsorted(values, ends.ravel()).reshape(ends.shape).astype(np.int32)
+
+            tile_range = ranges(listed, tiles)
+            entry = place.ravel() - tile_range[:, 0, :, 0].ravel()[in_tile // n_disc]
+            column = put(self._longest_first)[listed % n_disc]
             starts, counts = put(np.ascontiguousarray(self._start[self._column_of].T)), put(self._count)
             self._backward[key] = (
-                tile_start, starts[column], counts[column], ranges(some, patches), entry.astype(np.int32), weights,
+                tile_range, starts[column], counts[column], ranges(some, patches), entry.astype(np.int32), weights,
             )  # fmt: skip
         return self._backward[key]
 
