@@ -28,12 +28,13 @@ class Edits:
     def score_all(self: Any, tick: Callable[[str, float], None] = no_tick) -> pd.DataFrame:
         """Give every particle, also those never drawn, a pose against the current map; maps and moments stay.
 
-        The new poses are a node of the history (undo takes them back) and are returned as :attr:`poses`.
+        The new poses are a node of the history (undo takes them back) and are returned as :attr:`poses`. A symmetry that no
+        mini-batch has taken up yet does not count.
         """
         from vdamkit.scoring import score_all
 
         before = self.state
-        state, settings = self._computed(lambda *means: score_all(before, *means, tick))
+        state, settings = self._computed(lambda settings, *means: score_all(before, self._in_group(settings), *means, tick))
         self._history.append(state, settings, self.report, "all particles scored", has=self._history.node.in_force)
         self._tell()
         return self.poses

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from vdamkit.errors import OutputError, SettingsError
+from vdamkit.errors import InputError, OutputError, SettingsError
 from vdamkit.io.checkpoint import load_checkpoint, save_checkpoint
 from vdamkit.settings import Settings
 from vdamkit.state import State, StepReport
@@ -118,23 +118,22 @@ class History:
         with self._lock:
             self.nodes[self.current] = replace(self.node, note=f"{self.node.note}; {text}".strip("; "))
 
-    def undo(self) -> bool:
-        """Step to the parent, if there is one."""
-        if self.node.parent is None:
-            return False
-        self._undone.append(self.current)
-        self.current = self.node.parent
-        return True
+    def undo(self, n: int = 1) -> bool:
+        """Step to the parent, `n` times or to the start. Whether that is elsewhere."""
+        way = self.line()[::-1][: n + 1]
+        moved = self._move(way[-1].number)
+        self._undone += [node.number for node in way[:-1]]
+        return moved
 
-    def redo(self) -> bool:
-        """Take back an undo, if there is one."""
-        if not self._undone:
-            return False
-        self.current = self._undone.pop()
-        return True
+    def redo(self, n: int = 1) -> bool:
+        """Take back `n` undos, or all that there were. Whether that leads elsewhere."""
+        back = self._undone[::-1][:n]
+        moved = self._move(back[-1] if back else self.current)
+        del self._undone[len(self._undone) - len(back) :]
+        return moved
 
-    def go_to(self, number: int) -> None:
-        """Make any node the current one; its number may be a float of the history table.
+    def go_to(self, number: int) -> bool:
+        """Make any node the current one; its number may be a float of the history table. Whether it is another.
 
         Raises
         ------
@@ -143,15 +142,29 @@ class History:
         """
         if number not in range(len(self.nodes)):
             raise SettingsError(f"there is no node {number}; the history has 0 to {len(self.nodes) - 1}")
+        moved = self._move(int(number))
         self._undone.clear()
-        self.current = int(number)
+        return moved
 
-    def hold(self) -> None:
-        """Keep the current node's state in memory, where it was put away: whoever looks at it reads it many times."""
+    def _move(self, number: int) -> bool:
+        """Make a node the current one, its state in memory: whoever looks at it reads it many times.
+
+        Raises InputError, and stays, where the state was put away and its file is gone.
+        """
+        if number == self.current:
+            return False
+        node = self.nodes[number]
+        try:
+            state = node.state
+        except InputError as problem:
+            raise InputError(
+                f"mini-batch {node.iteration} was put away to disc and cannot be read back ({problem}); the current state stays"
+            ) from None
         with self._lock:
-            if self.node.held is None:
-                self.nodes[self.current] = replace(self.node, held=self.node.state)
-                self._put_away()
+            self.current = number
+            self.nodes[number] = replace(self.nodes[number], held=state)
+            self._put_away()
+        return True
 
     @property
     def can_redo(self) -> bool:

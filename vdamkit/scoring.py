@@ -49,7 +49,7 @@ def particle_posterior(state: State, settings, particles: Particles, backend: Ba
     InputError
         where there is no such particle, or its files cannot be used.
     """
-    if not 0 <= particle < len(particles):
+    if particle not in range(len(particles)):
         raise InputError(f"there is no particle {particle}; the set has 0 to {len(particles) - 1}")
     index = np.array([particle])
     with backend.limits():

@@ -144,7 +144,9 @@ class Session(Edits, Views):
         """
         self._ensure_start()
         with self._control.running():
-            (state, report), settings = self._computed(self._advance)
+            (state, report, note), settings = self._computed(self._advance)
+        if note:
+            self._history.remark(note)
         self._history.append(state, settings, report)
         self._tell()
         if self.output is not None:
@@ -223,24 +225,17 @@ class Session(Edits, Views):
     def undo(self, n: int = 1) -> int:
         """Go back `n` mini-batches; the settings in force there come back too. Returns the mini-batch reached."""
         self._ensure_start()
-        for _ in range(whole_number("n", n)):
-            if not self._history.undo():
-                break
-        return self._arrive()
+        return self._moved(self._history.undo(whole_number("n", n)))
 
     @alone
     def redo(self, n: int = 1) -> int:
         """Take back `n` undos. Returns the mini-batch reached."""
-        for _ in range(whole_number("n", n)):
-            if not self._history.redo():
-                break
-        return self._arrive()
+        return self._moved(self._history.redo(whole_number("n", n)))
 
     @alone
     def go_to(self, node: int) -> int:
         """Make a node of the history (a row of :attr:`history`) the current state. Returns its mini-batch."""
-        self._history.go_to(node)
-        return self._arrive()
+        return self._moved(self._history.go_to(node))
 
     def branch(self, note: str = "", **options: Any) -> Session:
         """An independent session that goes on from here; states are shared, files are not written."""
@@ -313,15 +308,21 @@ class Session(Edits, Views):
             if self.output is not None:
                 storage.after_step(self)
 
-    def _advance(self, settings: Settings, source: ParticleSource, backend: Backend) -> tuple[State, StepReport]:
-        """The next mini-batch, on maps that have the symmetry of these settings."""
-        if settings.search_symmetry != self._history.node.in_force.search_symmetry:
-            from vdamkit.symmetry.of_session import take_up
+    def _advance(self, settings: Settings, source: ParticleSource, backend: Backend) -> tuple[State, StepReport, str]:
+        """The next mini-batch, on maps that have the symmetry of these settings; and what was done to give it to them."""
+        node, note = self._history.node, ""
+        state = node.state
+        if settings.search_symmetry != node.in_force.search_symmetry:
+            from vdamkit.symmetry.of_session import taken_up
 
-            take_up(self, settings)
-        node = self._history.node
-        state = changed_sampling(node.state, node.in_force, settings, self.pixel_size)
-        return advance(state, settings, source, backend, self._tick)
+            state, note = taken_up(self, settings)
+        state = changed_sampling(state, node.in_force, settings, self.pixel_size)
+        return *advance(state, settings, source, backend, self._tick), note
+
+    def _in_group(self, settings: Settings) -> Settings:
+        """Settings with the symmetry that the current maps have, where another is still to be taken up."""
+        has = self._history.node.in_force
+        return settings.replace(symmetry=has.symmetry, run_in_c1=has.run_in_c1)
 
     def _computed(self, work: Callable[..., T]) -> tuple[T, Settings]:
         """``work(settings, source, backend)`` and those settings; on the CPU where a GPU does not answer on the way."""
@@ -351,10 +352,13 @@ class Session(Edits, Views):
         for listener in list(self.listeners):
             listener(stage, fraction)
 
+    def _moved(self, elsewhere: bool) -> int:
+        """After a move in the history, which may have led nowhere: then what was asked for meanwhile stays."""
+        return self._arrive() if elsewhere else self.iteration
+
     def _arrive(self) -> int:
         """Take over the settings of the node that is current now; what computes stays what it is."""
         if self._history:
-            self._history.hold()
             with self._lock:
                 now = self._pending
                 here = {name: getattr(now, name) for name in COMPUTING}

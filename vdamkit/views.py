@@ -59,7 +59,8 @@ class Views:
         """One particle's posterior against the current map: see :func:`vdamkit.scoring.particle_posterior`."""
         from vdamkit.scoring import particle_posterior
 
-        return particle_posterior(self.state, self._pending, self._source, get_backend("cpu", self._pending.threads), particle)
+        state, settings = self.state, self._in_group(self._pending)
+        return particle_posterior(state, settings, self._source, get_backend("cpu", settings.threads), particle)
 
     def verdict(self: Any, other: Session | None = None) -> Verdict:
         """Whether the run converged and the map is more than a blob, in plain words; `other`: a run with another seed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from html import escape
+from threading import get_ident
 from typing import Any
 
 import ipywidgets as widgets
@@ -77,20 +78,20 @@ class Knob:
         row = widgets.HBox(parts, layout=widgets.Layout(align_items="center", overflow="hidden"))
         self.box = widgets.VBox([heading, row, *([below] if below is not None else []), self.note])
         self.box.add_class(f"vk-knob-{names[0]}")
-        self._writing = False
+        self._writer = 0  # the thread that puts a value there which is no person's doing
 
     def connect(self, changed: Callable[[Knob], None]) -> None:
         """Call `changed` when a person moves it."""
         for part in self.parts:
-            part.observe(lambda _: None if self._writing else changed(self), "value")
+            part.observe(lambda _: None if self._writer == get_ident() else changed(self), "value")
 
     def set(self, settings: Settings) -> None:
         """Put a value into the widgets without that counting as a person's doing."""
-        self._writing = True
+        self._writer = get_ident()
         try:
             self.write(settings)
         finally:
-            self._writing = False
+            self._writer = 0
 
     def complain(self, text: str) -> None:
         """Turn red and say why; an empty text turns it back."""

@@ -21,7 +21,7 @@ class Loop:
         except RuntimeError:
             self._loop = None
         self._pump: asyncio.Task | None = None
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._timers: set[object] = set()  # those that are still to go off
         self._closed = False
 
     @property
@@ -42,22 +42,23 @@ class Loop:
             self._closed = True
 
     def call_later(self, seconds: float, function: Callable[[], Any]) -> Callable[[], None]:
-        """Run `function` on the loop after a while; call from the loop's thread. Returns what cancels it."""
-        if self._loop is None or self._closed:
+        """Run `function` on the loop after a while; returns what cancels it. Both may be called from any thread.
+
+        JupyterLab has a widget's messages handled in a thread beside the kernel's own, and a loop that sleeps would not notice
+        a timer that another thread gave it.
+        """
+        loop, timer = self._loop, object()
+        if loop is None or self._closed:
             return lambda: None
 
         def run() -> None:
-            self._timers.discard(timer)
-            self._guarded(function)
+            if timer in self._timers:
+                self._timers.discard(timer)
+                self._guarded(function)
 
-        timer = self._loop.call_later(seconds, run)
         self._timers.add(timer)
-
-        def cancel() -> None:
-            timer.cancel()
-            self._timers.discard(timer)
-
-        return cancel
+        self.call(lambda: loop.call_later(seconds, run))
+        return lambda: self._timers.discard(timer)
 
     def _guarded(self, function: Callable[[], Any]) -> None:
         if not self._closed:
@@ -84,8 +85,6 @@ class Loop:
     def close(self) -> None:
         """Cancel the timers and the pump."""
         self._closed = True
-        for timer in list(self._timers):
-            timer.cancel()
         self._timers.clear()
         if self._pump is not None:
             self._pump.cancel()

@@ -6,6 +6,7 @@ to say comes back through the kernel's event loop. So other cells stay usable wh
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -18,6 +19,7 @@ from vdamkit.notebook.controller import Controller
 from vdamkit.notebook.history_tree import tree_cells, tree_widget
 from vdamkit.notebook.knobs import WAIT, Knob, Limits, all_knobs, problem_with
 from vdamkit.notebook.loop import Loop, when_cell_runs_again
+from vdamkit.notebook.marks import marks_of
 from vdamkit.notebook.pages import Page, Truth, all_pages, compare_picture
 from vdamkit.notebook.painter import Painter
 from vdamkit.notebook.panel_layout import GHOST_WIDTH, Face
@@ -48,7 +50,8 @@ class Panel:
         self.knobs = all_knobs(Limits(session.particles.box * session.pixel_size, len(session.particles)))
         truth_map = Truth(truth, session.pixel_size, session.particles.box)
         self.pages = all_pages(session, truth_map, lambda: self._paint(at_once=True))
-        self._late: dict[Knob, Callable[[], None]] = {}
+        self._late: dict[Knob, Callable[[], None]] = {}  # what was typed and does not count yet, and what cancels its timer
+        self._typing = threading.RLock()  # of it and the knobs: a person's doings may come in a thread of their own
         self._offered = 0  # mini-batches to go, as last put into the field
         self._closed = False
         wanted = f"{parent.face.folder.value}_{name.replace(' ', '_')}" if parent else FOLDER
@@ -72,10 +75,14 @@ class Panel:
         act = {
             "step": c.step, "run": lambda: c.run(self.face.to_go.value), "pause": self._pause_or_go_on, "stop": c.stop,
             "undo": c.undo, "redo": c.redo, "branch": self.branch, "save": self.save, "seed": self.another_seed,
-            "split": lambda: c.edit(lambda: self.session.split_class(self.face.which.value)),
-            "drop": lambda: c.edit(lambda: self.session.drop_class(self.face.which.value)),
+            "split": lambda: self._edit(lambda: self.session.split_class(self.face.which.value)),
+            "drop": lambda: self._edit(lambda: self.session.drop_class(self.face.which.value)),
             "ghost": lambda: self._change(psi_prior_width=GHOST_WIDTH), "compare": self.compare,
         }[name]  # fmt: skip
+        self.say("")
+        with self._typing:
+            for knob in list(self._late):
+                self._commit(knob)
         self._guarded(act)
         self._refresh_status()
 
@@ -87,28 +94,33 @@ class Panel:
 
     def _knob_moved(self, knob: Knob) -> None:
         """Check what is there now; hand it on at once, or when the keys have rested where it is typed."""
-        if knob in self._late:
-            self._late.pop(knob)()
-        wrong = problem_with(self.session.settings, knob.read(), lambda s: check_mask(s, self.session.particles))
-        knob.complain(wrong)
-        self._refresh_knobs()
-        if wrong:
-            return
-        if knob.typed and self._loop.running:
-            self._late[knob] = self._loop.call_later(WAIT, lambda: self._commit(knob))
-        else:
-            self._commit(knob)
+        with self._typing:
+            self._late.pop(knob, lambda: None)()
+            wrong = problem_with(self.session.settings, knob.read(), lambda s: check_mask(s, self.session.particles))
+            knob.complain(wrong)
+            self._refresh_knobs()
+            if wrong:
+                return
+            if knob.typed and self._loop.running:
+                self._late[knob] = self._loop.call_later(WAIT, lambda: self._commit(knob))
+            else:
+                self._commit(knob)
 
     def _commit(self, knob: Knob) -> None:
-        self._late.pop(knob, None)
-        if not self._closed and not knob.error:
-            self._change(**knob.read())
+        with self._typing:
+            self._late.pop(knob, lambda: None)()
+            if not self._closed and not knob.error:
+                self._change(**knob.read())
 
     def _change(self, **options: Any) -> None:
         before = self.session.settings
         changes = {name: value for name, value in options.items() if getattr(before, name) != value}
         if changes:
             self._guarded(lambda: self.controller.change(**changes))
+
+    def _edit(self, act: Callable[[], Any]) -> None:
+        self.controller.edit(act)
+        self.say(self.session._history.node.note)
 
     def _pause_or_go_on(self) -> None:
         c = self.controller
@@ -134,6 +146,7 @@ class Panel:
         self.branches.append(panel)
         self.face.branches.children = (*self.face.branches.children, panel.face.widget)
         self._refresh_history()
+        self.say(f"{name} has a panel of its own now, below this one")
         return panel
 
     def compare(self) -> None:
@@ -175,6 +188,9 @@ class Panel:
             self.say(self.controller.error, bad=True)
         if what == "options":
             self._refresh_all()
+        if what == "step":
+            for mark in marks_of(self.session._history.line()[-2:-1]):  # such as of another symmetry taken up
+                self.say(f"mini-batch {mark.iteration}: {mark.text}")
         if what in ("status", "error"):
             self._refresh_verdict()
             if self.controller.status != "running":
@@ -188,16 +204,18 @@ class Panel:
     def _refresh_all(self) -> None:
         if self._closed:
             return
-        for knob in self.knobs:
-            if not knob.error and knob not in self._late:
-                knob.set(self.session.settings)
+        with self._typing:
+            for knob in self.knobs:
+                if not knob.error and knob not in self._late:
+                    knob.set(self.session.settings)
         self.face.classes(self.session.settings.classes)
         self._refresh_knobs()
         self._refresh_status()
         self._refresh_history()
         self._refresh_log()
         self._refresh_ghost()
-        self._paint()
+        self._refresh_verdict()
+        self._paint(at_once=self.controller.status == "idle")
 
     def _refresh_knobs(self) -> None:
         session = self.session

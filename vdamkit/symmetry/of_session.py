@@ -74,25 +74,21 @@ def scores_of(session: Session, k: int | None, state: State | None) -> SymmetryS
     )  # fmt: skip
 
 
-def take_up(session: Session, settings: Settings) -> None:
-    """Where a mini-batch with these settings is to run in a group that the maps do not have yet, turn them onto its axes and
-    symmetrise.
+def taken_up(session: Session, settings: Settings) -> tuple[State, str]:
+    """The current state for a mini-batch with these settings, and what was done to it: where that is to run in a group that the
+    maps do not have yet, they are turned onto its axes and symmetrised.
 
     Where the maps show no such axes, as in the first mini-batches, those of the reference frame are taken. Nothing is to be
     done where the new group is part of the old one, as it is for C6 → C3 or C6 → C1.
     """
     node = session._history.node
-    old, new = node.in_force.search_symmetry, settings.search_symmetry
+    state, old, new = node.state, node.in_force.search_symmetry, settings.search_symmetry
     if old == new or node.iteration == 0 or _is_part(new, old):
-        return
-    matches = [_in_place(match) if match.warning else match for match in matches_of(session, new)]
-    main = matches[int(np.argmax(session.state.class_probability))]
-    state = moved_state(session.state, matches, session.pixel_size)
+        return state, ""
+    matches = [_in_place(match) if match.warning else match for match in matches_of(session, new, state)]
+    main = matches[int(np.argmax(state.class_probability))]
     note = f"{new} about the axes of the frame: {main.warning}" if main.warning else f"turned onto the axes of {main}"
-    note += _clash(settings, main)
-    has = node.in_force.replace(symmetry=settings.symmetry, run_in_c1=settings.run_in_c1)
-    session._history.append(state, settings, session.report, note, has=has)
-    session._tell()
+    return moved_state(state, matches, session.pixel_size), note + _clash(settings, main)
 
 
 def _clash(settings: Settings, match: SymmetryMatch) -> str:
