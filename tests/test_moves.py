@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers_vdamkit import OPTIONS
 
 import vdamkit as vk
-from vdamkit.errors import InputError
+from vdamkit.compare import resample
+from vdamkit.errors import InputError, OutputError
 from vdamkit.history import KEPT_STATES
 from vdamkit.vdam.visit import Cancelled
 
@@ -68,3 +70,75 @@ def test_scores_count_in_the_symmetry_that_the_maps_have(folder):
     np.testing.assert_array_equal(job.posterior(0).angles, other.posterior(0).angles)
     np.testing.assert_array_equal(job.score_all(), other.score_all())
     assert other.settings.symmetry == "O" and other._history.node.in_force.symmetry == "C1"
+
+
+def test_a_mini_batch_whose_files_cannot_be_written_stays(folder, tmp_path, monkeypatch):
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS), output=tmp_path / "job")
+    job.run(1)
+
+    def full(*_, **__):
+        raise OutputError("checkpoint.npz: could not be written (No space left on device).")
+
+    monkeypatch.setattr("vdamkit.storage.save_checkpoint", full)
+    with pytest.raises(OutputError, match=r"No space left on device\); mini-batch 2 is in memory"):
+        job.step()
+    monkeypatch.undo()
+    assert job.iteration == 2 == job.report.iteration
+    job.save()
+    assert vk.Session.resume(tmp_path / "job").iteration == 2
+
+
+def test_a_relative_output_folder_lies_where_the_session_was_made(folder, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS), output="job")
+    job.run(1)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    job.step()
+    job.save()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert vk.Session.resume(tmp_path / "job").iteration == 2
+
+
+def test_a_final_model_that_is_missing_is_written_when_the_run_goes_on(folder, tmp_path, monkeypatch):
+    """As after a full disc, or a process that was ended between the checkpoint and the files."""
+    stack, out = folder / "stacks2d" / "optimisation_set.star", tmp_path / "job"
+    job = vk.Session(stack, vk.Settings(**OPTIONS | {"mini_batches": 2}), output=out)
+    job.step()
+    monkeypatch.setattr("vdamkit.storage.write_relion_files", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        job.run()
+    monkeypatch.undo()
+    assert not (out / "initial_model.mrc").exists()
+    other = vk.Session.resume(out)
+    other.run()
+    written = out / "run_optimisation_set.star"
+    assert other.iteration == 2 and (out / "initial_model.mrc").exists() and written.exists()
+    before = written.stat().st_mtime_ns
+    vk.Session.resume(out).run()
+    assert written.stat().st_mtime_ns == before, "once"
+    vk.Session.resume(out, mini_batches=3).run()
+    assert "run_it003_data.star" in written.read_text()
+
+
+def test_a_command_keeps_no_old_states_on_disc(folder):
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    job._history.forget_old_states()
+    job.run(1)
+    for _ in range(KEPT_STATES):
+        job._history.append(job.state, job.settings, job.report)
+    assert len(job.history) == KEPT_STATES + 2 and job._history.nodes[0].path is None
+    with pytest.raises(InputError, match="not kept"):
+        job.go_to(0)
+    job.step()
+
+
+def test_another_seed_may_have_another_box_and_pixel_size(folder, tmp_path):
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS))
+    job.step()
+    other = job.branch()
+    wide, px = 40, job.pixel_size / 2
+    maps = resample(job.state.maps[0], job.pixel_size, px, wide)[None].astype(np.float32)
+    other.particles = replace(other.particles, box=wide, pixel_size=px)
+    other._history.append(other.state.replace(maps=maps), other.settings, other.report)
+    assert job.verdict(other).figures["second_seed_resolution"] == job.verdict(job.branch()).figures["second_seed_resolution"]

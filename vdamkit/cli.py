@@ -58,6 +58,9 @@ class Commands(click.Group):
             code = _say(str(stop), INTERRUPTED)
         except click.exceptions.Abort:
             code = _say("Interrupted; nothing was changed.", INTERRUPTED)
+        except getattr(click.exceptions, "NoArgsIsHelpError", ()) as asked:  # no arguments at all
+            click.echo(asked.format_message(), err=True)
+            code = BAD_INPUT
         except click.UsageError as mistake:
             where = mistake.ctx.command_path if mistake.ctx else "vdamkit"
             code = _say(f"{mistake.format_message().rstrip('.')} ('{where} --help' lists what there is).", BAD_INPUT)

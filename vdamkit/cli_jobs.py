@@ -135,6 +135,7 @@ def finish(session, score_all: bool = False) -> None:
 
 def advance(session) -> None:
     """Run what is left, saying on Ctrl-C and on errors what is kept and how to go on."""
+    session._history.forget_old_states()
     try:
         session.run(progress=True)
     except KeyboardInterrupt:

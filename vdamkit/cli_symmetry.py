@@ -37,13 +37,17 @@ def align_symmetry(
     target = Path(o_particles) if o_particles else Path(output).with_name(f"{Path(output).stem}_data.star")
     given, (map_path, number) = map_path, _map_file(map_path, largest)
     inputs = [given, map_path, *([particles] if particles else [])]
-    _refuse_existing([Path(output), *([target] if particles else [])], inputs, overwrite)
+    targets = [Path(output), *([target] if particles else [])]
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise OutputError(f"--o and --o-particles are both {output}; give two names")
+    _refuse_existing(targets, inputs, overwrite)
     volume, pixel_size = _read(map_path, radius)
     blocks = _with_poses(particles) if particles else None
     match = find_symmetry(volume, pixel_size, group, radius=radius, threads=threads)
     turned = moved(volume, match.rotation, match.shift / pixel_size)
     try:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
+        for path in targets:
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_mrc(output, symmetrised(turned, match.group) if apply_it else turned, pixel_size)
     except OSError as problem:
         raise OutputError(f"cannot write {output} ({problem.strerror or problem}); choose another --o") from None

@@ -64,7 +64,9 @@ class Node:
 
     @property
     def state(self) -> State:
-        """The state, read back from disc where it was put away."""
+        """The state, read back from disc where it was put away. Raises InputError where it is not there any more."""
+        if self.held is None and self.path is None:
+            raise InputError(f"mini-batch {self.iteration} was not kept")
         return self.held if self.held is not None else load_checkpoint(self.path)[0]
 
     def row(self) -> dict[str, Any]:
@@ -83,7 +85,7 @@ class History:
         self.nodes: list[Node] = []
         self.current = -1
         self._undone: list[int] = []
-        self._shelf = Shelf()
+        self._shelf: Shelf | None = Shelf()
         self._lock = threading.RLock()  # a panel makes remarks while a thread appends
 
     def __len__(self) -> int:
@@ -179,10 +181,14 @@ class History:
             at = self.nodes[at].parent
         return out[::-1]
 
+    def forget_old_states(self) -> None:
+        """From now on let the oldest states go, where there are too many: nobody goes back in a command's run."""
+        self._shelf = None
+
     def _put_away(self) -> None:
         """Move the oldest held state to disc where there are too many; where disc has no room it stays."""
         held = [node for node in self.nodes if node.held is not None and node.number != self.current]
         for node in held[: max(0, len(held) + 1 - KEPT_STATES)]:
-            path = node.path or self._shelf.put(node.held, node.settings)
-            if path is not None:
+            path = node.path or (self._shelf.put(node.held, node.settings) if self._shelf is not None else None)
+            if path is not None or self._shelf is None:
                 self.nodes[node.number] = replace(node, held=None, path=path)

@@ -67,6 +67,7 @@ class Session(Edits, Views):
     ):
         self.output = storage.folder_of(output) if output is not None else None
         self._replaces = self.output if overwrite else None
+        self._started_in = Path.cwd()  # where a relative output folder lies, whatever the process's folder is later
         self._folders: dict[Path, str] = {}  # whose files are this session's own, and the mark of its last checkpoint there
         if self.output is not None and not overwrite:
             storage.refuse_other_run(self, self.output)
@@ -140,7 +141,8 @@ class Session(Edits, Views):
     def step(self) -> StepReport:
         """One mini-batch. On any error or cancellation the state before it stays; nothing is lost.
 
-        Like every edit and move in the history it is refused (SettingsError) while another thread does such a thing.
+        Like every edit and move in the history it is refused (SettingsError) while another thread does such a thing. Where
+        its files cannot be written (OutputError) the mini-batch stays in memory, and :meth:`save` writes it.
         """
         self._ensure_start()
         with self._control.running():
@@ -155,19 +157,24 @@ class Session(Edits, Views):
 
     @alone
     def run(self, n: int | None = None, *, progress: bool = False) -> StepReport | None:
-        """``n`` times :meth:`step`; by default what is left of the schedule. Returns the last report."""
+        """``n`` times :meth:`step`; by default what is left of the schedule. Returns the last report.
+
+        At the end of the schedule the final model is in the output folder, also where it could not be written before.
+        """
         left = whole_number("n", n) if n is not None else max(0, self._pending.mini_batches - self.iteration)
         report = self.report
         if not progress:
             for _ in range(left):
                 report = self.step()
-            return report
-        from vdamkit.progress import watch
+        else:
+            from vdamkit.progress import watch
 
-        with watch(self, left) as bar:
-            for _ in range(left):
-                report = self.step()
-                bar.landed(report)
+            with watch(self, left) as bar:
+                for _ in range(left):
+                    report = self.step()
+                    bar.landed(report)
+        if n is None and self.output is not None:
+            storage.finish(self)
         return report
 
     def cancel(self) -> None:
@@ -265,7 +272,7 @@ class Session(Edits, Views):
 
         Raises OutputError where that folder holds another run, a branch's or its parent's included; `overwrite` replaces it.
         """
-        target = storage.folder_of(folder) if folder is not None else self.output
+        target = storage.folder_of(folder) if folder is not None else storage.output_of(self)
         if target is None:
             raise SettingsError("no folder was given; use session.save('InitialModel/job010')")
         self._ensure_start()

@@ -137,8 +137,8 @@ class Settings:
     momentum: float = _option(0.9, "(hard-coded)", "Decay λ1 of the first moments.", low=0, high=1)
     second_momentum: float = _option(0.999, "(hard-coded)", "Decay λ2 of the second moment.", low=0, high=1)
     mu: float = _option(0.9, "--mu", "Momentum of noise, priors and populations; 0 when all particles are used.", low=0, high=1)
-    sigma_offset: float = _option(10.0, "--offset", "First width of the offset prior, Å.", low=1e-3)
-    min_sigma_offset: float = _option(2**0.5, "--min_sigma2_offset (squared)", "Smallest width of it, Å.", low=0)
+    sigma_offset: float = _option(10.0, "--offset", "First width of the offset prior, Å.", low=1e-3, high=1e4)
+    min_sigma_offset: float = _option(2**0.5, "--min_sigma2_offset (squared)", "Smallest width of it, Å.", low=0, high=1e4)
     min_resolution_shell: int = _option(5, "minres_map", "The resolution is never below this shell.", low=1)
     shell_increment: int = _option(10, "--incr_size", "Shells beyond the resolution that are refined.", low=1)
     start_fraction: float = _option(

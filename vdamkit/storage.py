@@ -138,15 +138,35 @@ def _run_files(folder: Path) -> list[Path]:
         raise OutputError(f"cannot look into {folder} ({problem.strerror or problem}); choose another folder (--o)") from None
 
 
+def output_of(session) -> Path | None:
+    """The session's output folder; one of a relative name lies where the session was made, wherever the process is by now."""
+    folder, began = session.output, session._started_in
+    return folder if folder is None or folder.is_absolute() or Path.cwd() == began else began / folder
+
+
 def after_step(session) -> None:
     """Checkpoint after every mini-batch; RELION's files at 0, every `write_every`-th and at the last."""
-    folder = session.output
-    with session._writing:
-        _claim(session, folder)
-        settings, node = session.settings, session._history.node
-        checkpoint(session, node, folder)
-        if node.iteration % settings.write_every == 0 or node.iteration == settings.mini_batches:
-            _write_files(session, node, folder, final=node.iteration >= settings.mini_batches)
+    folder, node = output_of(session), session._history.node
+    try:
+        with session._writing:
+            _claim(session, folder)
+            settings = session.settings
+            checkpoint(session, node, folder)
+            if node.iteration % settings.write_every == 0 or node.iteration == settings.mini_batches:
+                _write_files(session, node, folder, final=node.iteration >= settings.mini_batches)
+    except OutputError as problem:
+        kept = f"mini-batch {node.iteration} is in memory, and save() writes it"
+        raise OutputError(f"{str(problem).rstrip('.')}; {kept}") from None
+
+
+def finish(session) -> None:
+    """At the end of the schedule: the final model, where it is not there yet, as after an interruption between mini-batches."""
+    folder, node = output_of(session), session._history.node
+    if node.iteration < session.settings.mini_batches or not owns(session, folder):
+        return
+    last, final = folder / f"run_it{node.iteration:03d}_optimisation_set.star", folder / "run_optimisation_set.star"
+    if not (last.exists() and final.exists()) or final.stat().st_mtime_ns < last.stat().st_mtime_ns:
+        save(session, folder)
 
 
 def save(session, folder: Path, *, final: bool = True, overwrite: bool = False) -> list[Path]:
@@ -166,11 +186,12 @@ def _write_files(session, node: Node, folder: Path, *, final: bool) -> list[Path
 
     state = node.state
     matches = final_matches(session, state) if final else []
-    session._final_matches = (node.number, matches)
     model = moved_state(state, matches, session.pixel_size) if matches else None
-    return write_relion_files(
+    written = write_relion_files(
         folder, state, node.in_force, session.particles, command=command_line(), final=final, model=model
     )  # fmt: skip
+    session._final_matches = (node.number, matches)
+    return written
 
 
 def checkpoint(session, node: Node, folder: Path) -> None:

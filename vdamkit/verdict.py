@@ -228,12 +228,12 @@ def upside_down_share(angles: np.ndarray, priors: np.ndarray) -> float:
 
 
 def _second_seed(session, other, figures: dict, said: list, advice: list) -> bool:
-    from vdamkit.compare import align
+    from vdamkit.compare import align, resample
 
-    settings = session.settings
-    match = align(
-        session.map, other.map, session.pixel_size, radius=settings.mask_diameter / 2, threads=settings.threads
-    )  # fmt: skip
+    settings, mine, theirs, px = session.settings, session.map, other.map, session.pixel_size
+    if (other.pixel_size, len(theirs)) != (px, len(mine)):
+        theirs = resample(theirs, other.pixel_size, px, len(mine))
+    match = align(mine, theirs, px, radius=settings.mask_diameter / 2, threads=settings.threads)
     figures["second_seed_resolution"] = match.resolution
     said.append(f"The other run's map agrees with this one (FSC 0.5) to {match.resolution:.1f} Å after rigid alignment.")
     if match.resolution > settings.mask_diameter / 4:

@@ -120,6 +120,13 @@ def test_resolve_path_prefers_the_current_folder_then_climbs(tmp_path, monkeypat
     assert resolve_path("sub/a.mrc", "particles.star") == wanted
     monkeypatch.chdir(tmp_path / "project")
     assert resolve_path("sub/a.mrc", star) == Path("sub/a.mrc")
+    other = tmp_path / "other"
+    (other / "sub").mkdir(parents=True)
+    for name in ("a.mrc", "b.mrc"):
+        (other / "sub" / name).touch()
+    monkeypatch.chdir(other)  # files of the same names in another project
+    assert resolve_path("sub/a.mrc", star) == wanted
+    assert resolve_path("sub/b.mrc", star) == Path("sub/b.mrc"), "found nowhere else"
 
 
 def test_failed_writing_keeps_the_old_file(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from helpers_vdamkit import rotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler, rotation_angle
+from vdamkit.sampling.euler import euler_to_matrix, matrix_to_euler, rotation_angle, upright
 
 ANGLE = st.floats(-360, 360, allow_nan=False)
 
@@ -81,3 +81,11 @@ def test_batches_equal_single_calls():
 def test_rotation_angle(matrix, degrees):
     assert rotation_angle(matrix, matrix @ euler_to_matrix([degrees, 0, 0])) == pytest.approx(degrees, abs=1e-4)
     assert rotation_angle(matrix, matrix) < 1e-5
+
+
+def test_tilt_angles_of_other_programs_are_the_same_rotations():
+    angles = np.random.default_rng(5).uniform(-400, 400, (50, 3))
+    found = upright(angles)
+    assert ((found[:, 1] >= 0) & (found[:, 1] <= 180)).all()
+    np.testing.assert_allclose(euler_to_matrix(found), euler_to_matrix(angles), atol=1e-12)
+    np.testing.assert_array_equal(upright([np.nan, -90.0, np.nan]), [np.nan, 90, np.nan])

@@ -28,7 +28,7 @@ from vdamkit.io.particle_columns import (
 from vdamkit.io.particle_files import as_it_lies, load_stack, load_volume
 from vdamkit.io.star_tables import as_list, as_table, find_block, read_star, require_columns, text_column
 from vdamkit.io.tilt_geometry import Tomogram, read_tomograms
-from vdamkit.sampling.euler import euler_to_matrix
+from vdamkit.sampling.euler import euler_to_matrix, upright
 
 __all__ = ["ParticleSet", "open_particles", "problems"]
 
@@ -151,7 +151,7 @@ def _pose_columns(table: pd.DataFrame, path: Path) -> dict[str, np.ndarray]:
     return {
         "angles": triplet(table, "rlnAngle{}", angles, path, default=0.0),
         "origins": triplet(table, "rlnOrigin{}Angst", axes, path, default=0.0),
-        "angle_priors": triplet(table, "rlnAngle{}Prior", angles, path, default=np.nan, allow_nan=True),
+        "angle_priors": upright(triplet(table, "rlnAngle{}Prior", angles, path, default=np.nan, allow_nan=True)),
         "origin_priors": triplet(table, "rlnOrigin{}PriorAngst", axes, path, default=0.0),
         "subtomogram_rotations": euler_to_matrix(triplet(table, "rlnTomoSubtomogram{}", angles, path, default=0.0)),
     }

@@ -221,18 +221,20 @@ def parse_vector(text: str) -> np.ndarray | None:
 def resolve_path(name: str | os.PathLike, star_path: str | os.PathLike) -> Path | None:
     """Find a file named inside a STAR file.
 
-    RELION writes paths relative to its project folder. They are tried from the current directory, then from
-    the STAR file's own folder and each folder above it. None where the file is nowhere.
+    RELION writes paths relative to its project folder, and is started there. They are tried from the STAR file's own folder
+    and each folder above it, and from the current directory: first of all, if it is one of these, and else last of all, as
+    another project's folder may hold files of the same names. None where the file is nowhere.
     """
-    if os.path.exists(name):
-        return Path(name)
     if os.path.isabs(name):
-        return None
-    folder = os.path.dirname(os.path.abspath(star_path))
+        return Path(name) if os.path.exists(name) else None
+    here, folder = os.getcwd(), os.path.dirname(os.path.abspath(star_path))
+    inside = folder == here or folder.startswith(os.path.join(here, ""))
+    if inside and os.path.exists(name):
+        return Path(name)
     while not os.path.exists(path := os.path.join(folder, name)):
         above = os.path.dirname(folder)
         if above == folder:
-            return None
+            return Path(name) if not inside and os.path.exists(name) else None
         folder = above
     return Path(path)
 

@@ -50,6 +50,17 @@ def matrix_to_euler(matrices: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([rot, tilt, psi], -1))
 
 
+def upright(angles: np.ndarray) -> np.ndarray:
+    """The same rotations with 0 <= tilt <= 180: `(..., 3)` degrees; what is nan stays so.
+
+    Other programs write tilt angles of ±180, and a prior compares them as they stand.
+    """
+    rot, tilt, psi = np.moveaxis(np.asarray(angles, np.float64), -1, 0)
+    tilt = np.mod(tilt, 360)
+    over = tilt > 180
+    return np.stack([np.where(over, rot + 180, rot), np.where(over, 360 - tilt, tilt), np.where(over, psi + 180, psi)], -1)
+
+
 def rotation_angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Angle in degrees between rotations `a` and `b`, both `(..., 3, 3)` (broadcast)."""
     cosine = (np.einsum("...ij,...ij->...", a, b) - 1) / 2

@@ -135,7 +135,8 @@ def symmetry_scores(
 
     Parameters
     ----------
-    volume: `(N, N, N)` zyx. pixel_size: Å. radius: Å, of the sphere that is looked at; default 0.4 of the box.
+    volume: `(N, N, N)` zyx. pixel_size: Å. radius: Å, of the sphere that is looked at; default 0.4 of the box,
+        at least SMALLEST px.
     resolution: Å, finest detail to look at, of at most 26 shells; by default two thirds of Nyquist. Detail beyond what the
         best group reaches does not count.
     groups: those to try. threads: worker threads (RELION --j); default every core.
@@ -150,7 +151,7 @@ def symmetry_scores(
     """
     volume = checked_map(volume)
     n = volume.shape[0]
-    radius_px = min(0.4 * n if radius is None else radius / pixel_size, n / 2 - 2)
+    radius_px = float(np.clip(0.4 * n if radius is None else radius / pixel_size, SMALLEST, n / 2 - 2))
     finest = min(2 * BAND, n // 3 if resolution is None else min(n // 2 - 1, int(n * pixel_size / resolution)))
     groups = [parse_symmetry(group) for group in groups]
     backend = get_backend(threads=threads)

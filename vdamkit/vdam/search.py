@@ -11,6 +11,7 @@ import numpy as np
 from vdamkit.backend import Backend
 from vdamkit.imaging.halfball import half_ball
 from vdamkit.imaging.projector import Projector, get_projector
+from vdamkit.sampling.euler import upright
 from vdamkit.sampling.orientations import OrientationGrid, angular_step, orientation_grid
 from vdamkit.sampling.priors import OrientationPrior, unique_centres
 from vdamkit.sampling.shifts import child_offsets, shift_grid
@@ -235,6 +236,6 @@ def prior_centres(state: State, particles: Particles, index: np.ndarray, prior: 
     if not prior.active:
         return np.zeros((len(index), 3))
     priors = particles.angle_priors[index]
-    centres = np.where(np.isnan(priors), state.poses.angles[index], priors)
+    centres = np.where(np.isnan(priors), upright(state.poses.angles[index]), priors)
     free = [width is None for width in (prior.rot, prior.tilt, prior.psi)]
     return np.where(free, 0.0, centres)
