@@ -47,7 +47,7 @@ class Settings:
                        group="optimisation", low=0, high=1000)  # fmt: skip
     classes: int = _option(1, "--K", "Number of classes.", group="optimisation", low=1, high=50)
     mask_diameter: float = _option(230.0, "--particle_diameter", "Diameter in Å of the mask on particles and map.",
-                                   group="optimisation", low=0)  # fmt: skip
+                                   group="optimisation", low=1)  # fmt: skip
     solvent: str = _option(
         "mask", "--flatten_solvent",
         "What is done to the map after every mini-batch: 'mask' multiplies it with the soft spherical mask (all that "
@@ -157,8 +157,6 @@ class Settings:
         for option in fields(self):
             object.__setattr__(self, option.name, _checked(option, getattr(self, option.name)))
         object.__setattr__(self, "symmetry", parse_symmetry(self.symmetry))
-        if self.mask_diameter <= 0:
-            raise SettingsError(f"mask_diameter is {self.mask_diameter}; it must be a diameter in Å greater than 0")
         for name in ("tilt_prior_width", "psi_prior_width", "rot_prior_width"):
             width = getattr(self, name)
             if width is not None and not 0 < width <= 180:

@@ -125,7 +125,7 @@ class StepReport:
         populations = (
             ""
             if len(self.class_populations) == 1
-            else " classes " + "/".join(f"{100 * p:.0f}%" for p in self.class_populations)
+            else ", classes " + "/".join(f"{100 * p:.0f}%" for p in self.class_populations)
         )
         step = 60 / 2**self.healpix_order
         return (

@@ -52,7 +52,7 @@ def prepare_folder(folder: Path) -> None:
         probe.unlink()
     except OSError as problem:
         raise OutputError(
-            f"cannot write to {folder} ({problem.strerror or problem}); choose another folder (--o) or ask for the permission"
+            f"cannot write to {folder} ({problem.strerror or problem}); choose another output folder or ask for the permission"
         ) from None
 
 
@@ -135,7 +135,7 @@ def _run_files(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if RUN_FILES.fullmatch(path.name)) if folder.is_dir() else []
     except OSError as problem:
-        raise OutputError(f"cannot look into {folder} ({problem.strerror or problem}); choose another folder (--o)") from None
+        raise OutputError(f"cannot look into {folder} ({problem.strerror or problem}); choose another output folder") from None
 
 
 def output_of(session) -> Path | None:

@@ -19,7 +19,8 @@ def test_a_long_line_is_thinned_out():
     nodes = line_of(101)
     cells = tree_cells(nodes, 100)
     shown = [nodes[cell.node].iteration for cell in cells]
-    assert shown == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, *range(95, 101)]
+    assert shown == [0, 20, 40, 60, 80, *range(95, 101)], "what fits side by side"
+    assert [nodes[cell.node].iteration for cell in tree_cells(line_of(51), 50)] == [0, 10, 20, 30, 40, *range(45, 51)]
     assert {cell.row for cell in cells} == {0}
     assert [cell.column for cell in cells] == list(range(len(cells)))
     assert [cell.node for cell in cells if cell.current] == [100]

@@ -111,9 +111,9 @@ def test_what_is_typed_counts_when_the_keys_rest(job):
     ("name", "part", "bad", "good", "words"),
     [
         ("symmetry", 0, "C60x", "C3", "C60x"),
-        ("mask_diameter", 0, 9000.0, 200.0, "mask_diameter is 9000"),
-        ("tilt_prior_width", 1, 0.0, 20.0, "tilt_prior_width is 0"),
-        ("batch_final", 0, -5, 10, "batch_initial is -5"),
+        ("mask_diameter", 0, 9000.0, 200.0, "Mask diameter is 9000"),
+        ("tilt_prior_width", 1, 0.0, 20.0, "Tilt prior is 0"),
+        ("batch_final", 0, -5, 10, "Particles per mini-batch is -5"),
     ],
 )
 def test_invalid_input_turns_red_and_nothing_is_lost(job, name, part, bad, good, words):

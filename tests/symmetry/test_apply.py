@@ -326,7 +326,7 @@ def test_the_command_scores_a_map(c1_job, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "C6" in done.output.splitlines()[2] + done.output.splitlines()[3] + done.output.splitlines()[4]
-    assert "chance" in done.output and (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
+    assert "wrong group" in done.output and (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     empty = tmp_path / "empty.mrc"
     write_mrc(empty, np.zeros((8, 8, 8), np.float32), 1.0)
     assert CliRunner().invoke(cli, ["symmetry-scores", "--i", str(empty)]).exit_code == 2

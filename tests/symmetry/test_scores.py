@@ -73,7 +73,7 @@ def test_the_true_group_is_named(of_c6):
 def test_a_wrong_choice_is_warned_of(of_c6):
     scores, _ = of_c6
     assert scores.warning("C6") == "" and scores.warning("C3") == ""
-    assert "chance" in scores.warning("C5")
+    assert "a wrong group typically" in scores.warning("C5")
     assert "subgroup C6" in scores.warning("D6")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from vdamkit.verdict import half_agreement
 SKY, YELLOW, PINK = "#56B4E9", "#E69F00", "#CC79A7"
 CLASS_COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY)  # Okabe and Ito
 DPI = 110
+NOTES, NOTE_WIDTH = 8, 125  # lines of what was changed, below the course of a run, and characters of each
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -81,7 +83,10 @@ def map_figure(
         if k > 1:
             share = "" if populations is None else f"\n{100 * populations[row]:.0f} %"
             colour = class_colour(row)
-            axes[row, 0].set_ylabel(f"class {row + 1}{share}", color=colour, fontsize=9, fontweight="bold")
+            axes[row, 0].annotate(
+                f"class {row + 1}{share}", (-0.2, 0.5), xycoords="axes fraction", color=colour, fontsize=9, fontweight="bold",
+                rotation=90, ha="right", va="center", multialignment="center",
+            )  # fmt: skip
     return figure
 
 
@@ -274,7 +279,8 @@ def _fsc_axes(
     axis.set_ylim(min(-0.1, axis.get_ylim()[0]), 1.05)
     axis.set_xlabel("spatial frequency (1/Å)")
     axis.set_ylabel("correlation, factor" if more else "Fourier shell correlation")
-    axis.legend(fontsize=7.5, loc="lower left", framealpha=0.85, edgecolor="none")
+    above = 1.17 if more else 1.01  # of the scale in Å
+    axis.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, above), frameon=False, borderpad=0)
 
 
 # convergence --------------------------------------------------------------------------------------------------------
@@ -291,7 +297,9 @@ class Mark:
 @house_style()
 def convergence_figure(reports: Sequence[StepReport], marks: Sequence[Mark] = (), *, final_T: float | None = None) -> Any:
     """The course of a run by mini-batch, with numbered marks where options were changed."""
-    figure = new_figure(8.4, 5.6 + 0.17 * min(len(marks), 8))
+    told = (f"{i}: before mini-batch {mark.iteration}: {mark.text}" for i, mark in enumerate(marks, 1))
+    lines = [line for text in told for line in wrap(text, NOTE_WIDTH, subsequent_indent="    ")]
+    figure = new_figure(8.4, 5.6 + 0.17 * min(len(lines), NOTES))
     axes = figure.subplots(2, 3)
     if not reports:
         for axis in axes.ravel():
@@ -333,9 +341,8 @@ def convergence_figure(reports: Sequence[StepReport], marks: Sequence[Mark] = ()
             axis.annotate(str(i), (mark.iteration - 0.5, 1.0), xycoords=("data", "axes fraction"), fontsize=7, color=GREY,
                           ha="center", va="bottom")  # fmt: skip
     for axis in (axes[0, 2], axes[1, 2], *([axes[1, 0]] if classes > 1 else [])):
-        axis.legend(frameon=False, fontsize=7.5)
+        axis.legend(frameon=False, fontsize=7.5, loc="lower left", bbox_to_anchor=(-0.02, 1.02), ncols=2, borderpad=0,
+                    handlelength=1.2, columnspacing=0.8)  # fmt: skip
     if marks:
-        text = "\n".join(f"{i}: before mini-batch {mark.iteration}: {mark.text}" for i, mark in enumerate(marks, 1))
-        lines = text.split("\n")
-        figure.supxlabel("\n".join(lines[-8:]), fontsize=7.5, color=GREY, x=0.02, ha="left")
+        figure.supxlabel("\n".join(lines[-NOTES:]), fontsize=7.5, color=GREY, x=0.02, ha="left")
     return figure

@@ -9,7 +9,8 @@ from typing import Any
 from vdamkit.history import Node
 
 RECENT = 6  # nodes before the current one that are always shown
-EVERY = 10  # and every tenth
+EVERY = (10, 20, 50, 100, 200, 500)  # and every tenth, or as many fewer as fit side by side
+COLUMNS = 13
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,15 @@ def tree_cells(nodes: Sequence[Node], current: int) -> list[Cell]:
     while at is not None:
         line.add(at)
         at = nodes[at].parent
-    shown = {node.number for node in nodes if _worth_showing(node, children[node.number])}
-    shown |= set(sorted(line)[-RECENT:]) | {current}
-    shown |= {number for branch in children.values() for number in branch[1:]}  # where a branch begins
+    always = {node.number for node in nodes if _worth_showing(node, children[node.number])}
+    always |= set(sorted(line)[-RECENT:]) | {current}
+    always |= {number for branch in children.values() for number in branch[1:]}  # where a branch begins
     rows = _rows(nodes, children)
-    steps = sorted({nodes[n].iteration for n in shown})
+    for every in EVERY:
+        shown = always | {node.number for node in nodes if node.iteration % every == 0}
+        steps = sorted({nodes[n].iteration for n in shown})
+        if len(steps) <= COLUMNS:
+            break
     columns = {iteration: i for i, iteration in enumerate(steps)}
     out, taken = [], set()
     for number in sorted(shown):
@@ -64,7 +69,7 @@ def tree_cells(nodes: Sequence[Node], current: int) -> list[Cell]:
 
 
 def _worth_showing(node: Node, children: list[int]) -> bool:
-    return node.parent is None or len(children) != 1 or bool(node.note) or node.iteration % EVERY == 0
+    return node.parent is None or len(children) != 1 or bool(node.note)
 
 
 def _rows(nodes: Sequence[Node], children: dict[int, list[int]]) -> dict[int, int]:

@@ -41,10 +41,14 @@ T_RANGE = (-1.0, 2.0)  # powers of ten of the slider
 WAIT = 0.5  # seconds after the last key until what was typed counts
 
 STYLE = """<style>
-.vk-bad input {border: 2px solid #c62828 !important; background: #ffebee !important;}
+.vk-bad input {border: 2px solid #c62828 !important; background: #ffebee !important; color: black !important;}
 .vk-note {font-size: 11px; line-height: 1.35; color: var(--jp-ui-font-color2, #555);}
-.vk-next {color: #0072B2; font-weight: 600;}
-.vk-error {color: #c62828; font-weight: 600;}
+.vk-next {color: var(--jp-brand-color1, #0072B2); font-weight: 600;}
+.vk-error {color: var(--jp-error-color1, #c62828); font-weight: 600;}
+.vk-usual {color: var(--jp-success-color1, #00694d); font-size: 9px;}
+.vk-line .widget-html-content {white-space: nowrap; overflow: hidden; text-overflow: ellipsis;}
+.vk-status .widget-html-content {height: 40px; line-height: 20px;}
+.vk-message {min-height: 32px;}
 .vk-title {font-weight: 600; font-size: 12px; margin-top: 2px;}
 </style>"""
 
@@ -69,7 +73,7 @@ class Knob:
         write: Callable[[Settings], None], show: Callable[[Settings], str], typed: bool = False, below: Any = None,
     ):  # fmt: skip
         self.names, self.parts, self.read, self.write, self.show, self.typed = names, parts, read, write, show, typed
-        self.error = ""
+        self.title, self.error = title, ""
         hint = tooltip(*names)
         for part in parts:
             part.tooltip = hint
@@ -95,6 +99,8 @@ class Knob:
 
     def complain(self, text: str) -> None:
         """Turn red and say why; an empty text turns it back."""
+        for name in self.names:
+            text = text.replace(name, self.title, 1)
         self.error = text
         for part in self.parts:
             (part.add_class if text else part.remove_class)("vk-bad")
@@ -152,10 +158,10 @@ def _regularisation() -> Knob:
 
     span = T_RANGE[1] - T_RANGE[0]
     left, right = ((math.log10(t) - T_RANGE[0]) / span for t in RECOMMENDED_T)
-    # the strip lies under the slider's track: 8 px in, and as long as the track without the readout
+    # the strip lies under the slider's track: 6 px in, and as long as the track without the readout
     strip = widgets.HTML(
-        f'<div title="RELION recommends {RECOMMENDED_T[0]:g} to {RECOMMENDED_T[1]:g}" style="position:relative;width:134px;'
-        f'height:16px;margin-left:8px;font-size:9px;color:#00694d"><div style="position:absolute;left:{100 * left:.0f}%;'
+        f'<div title="RELION recommends {RECOMMENDED_T[0]:g} to {RECOMMENDED_T[1]:g}" style="position:relative;width:117px;'
+        f'height:18px;margin-left:6px" class="vk-usual"><div style="position:absolute;left:{100 * left:.0f}%;'
         f'width:{100 * (right - left):.0f}%;height:4px;background:#009E73"></div><span style="position:absolute;top:2px;'
         f'left:{100 * left:.0f}%">{RECOMMENDED_T[0]:g}–{RECOMMENDED_T[1]:g} usual</span></div>'
     )
@@ -238,7 +244,8 @@ def _batch(limits: Limits) -> Knob:
         field.value = settings.batch_final or 0
 
     def show(settings: Settings) -> str:
-        return "automatic" if settings.batch_final is None else f"{settings.batch_final} particles"
+        size = settings.batch_final
+        return "automatic" if size is None else f"all {limits.particles}" if size >= limits.particles else f"{size} particles"
 
     knob = Knob("Particles per mini-batch", ("batch_initial", "batch_final"), [field], read=read, write=write, show=show,
                 typed=True)  # fmt: skip

@@ -111,3 +111,4 @@ def _histogram(
     axis.set_xlim(bins[0], bins[-1])
     axis.set_xticks(np.arange(bins[0], bins[-1] + 1, 60 if name != "tilt" else 30))
     axis.set_ylabel("particles")
+    axis.yaxis.get_major_locator().set_params(integer=True)

@@ -24,7 +24,7 @@ from vdamkit.vdam.schedule import current_radius
 WIDTH = "860px"
 WHICH_SYMMETRY = (
     "Which symmetry does a map that was made in C1 support? A true group fits as well as the best one; "
-    "the others no better than chance. A map made with a symmetry has it, of course."
+    "wrong ones stay in the grey. A map made with a symmetry has it, of course."
 )
 BLANK = bytes.fromhex(  # a PNG of one transparent pixel, until there is a picture
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000b4944415478da"
@@ -121,7 +121,7 @@ def map_page(session: Any, redraw: Callable[[], None]) -> Page:
             )
         )  # fmt: skip
 
-    return _page("Map", [widgets.HBox([*sliders, level])], image, draw)
+    return _page("Map", [widgets.HBox([*sliders, level], layout=widgets.Layout(flex_flow="row wrap"))], image, draw)
 
 
 def resolution_page(session: Any, truth: Truth, redraw: Callable[[], None]) -> Page:

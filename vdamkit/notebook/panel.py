@@ -32,7 +32,11 @@ from vdamkit.verdict import GHOST, upside_down_share
 SURE = 0.3  # mean Pmax below which poses are too vague to say so
 LOG_LINES = 200
 FOLDER = "InitialModel/vdamkit"  # what Save first offers
-COLOURS = {"idle": "#555", "running": "#00694d", "pausing": "#a65f00", "paused": "#a65f00"}
+WARN = "var(--jp-warn-color0, #a65f00)"
+COLOURS = {
+    "idle": "var(--jp-ui-font-color1, #333)", "running": "var(--jp-success-color1, #00694d)", "pausing": WARN, "paused": WARN,
+}  # fmt: skip
+GHOSTS = 3  # mini-batches in a row that show signs of an upside-down ghost, before it is spoken of in mid-run
 
 
 class Panel:
@@ -52,6 +56,7 @@ class Panel:
         self.pages = all_pages(session, truth_map, lambda: self._paint(at_once=True))
         self._late: dict[Knob, Callable[[], None]] = {}  # what was typed and does not count yet, and what cancels its timer
         self._typing = threading.RLock()  # of it and the knobs: a person's doings may come in a thread of their own
+        self._ghosts = (0, 0)  # mini-batch that was looked at last, and how many in a row by then showed signs of a ghost
         self._offered = 0  # mini-batches to go, as last put into the field
         self._closed = False
         wanted = f"{parent.face.folder.value}_{name.replace(' ', '_')}" if parent else FOLDER
@@ -198,7 +203,7 @@ class Panel:
         self._refresh_status()
 
     def say(self, text: str, *, bad: bool = False) -> None:
-        """Put a line above the knobs."""
+        """Put a line above the knobs, in place of the last."""
         self.face.message.value = f'<div class="vk-note {"vk-error" if bad else ""}">{escape(text)}</div>'
 
     def _refresh_all(self) -> None:
@@ -230,10 +235,11 @@ class Panel:
         left = max(1, session.settings.mini_batches - session.iteration)
         if status == "idle" and left != self._offered:  # a number that somebody has typed stays until another is due
             self._offered = face.to_go.value = left
-        found = "" if report is None else f" · {report.resolution:.1f} Å · Pmax {report.pmax:.2f}"
+        found = "" if report is None else f"{report.resolution:.1f} Å · Pmax {report.pmax:.2f} · {report.n_particles} particles"
+        total, beyond = session.settings.mini_batches, session.iteration - session.settings.mini_batches
+        scheduled = f"of {total}" if beyond <= 0 else f"({beyond} beyond the schedule)"
         face.status.value = (
-            f'<b style="color:{COLOURS[status]}">{status}</b> · mini-batch <b>{session.iteration}</b> of '
-            f"{session.settings.mini_batches}{found}"
+            f'<b style="color:{COLOURS[status]}">{status}</b> · mini-batch <b>{session.iteration}</b> {scheduled}<br>{found}'
         )
         busy, total = status != "idle", c.done + c.left
         inside, whole = c.time_left()
@@ -278,9 +284,12 @@ class Panel:
         self.face.log.value = f'<pre style="font-size:11px;line-height:1.4;white-space:pre-wrap">{text}</pre>'
 
     def _refresh_ghost(self) -> None:
-        share = self._ghost_share()
-        self.face.ghost.layout.display = None if share > GHOST else "none"
-        if share > GHOST:
+        share, iteration = self._ghost_share(), self.session.iteration
+        if self._ghosts[0] != iteration:
+            self._ghosts = iteration, self._ghosts[1] + 1 if share > GHOST else 0
+        seen = share > GHOST and (self._ghosts[1] >= GHOSTS or self.controller.status == "idle")
+        self.face.ghost.layout.display = None if seen else "none"
+        if seen:
             self.face.ghost_text.value = (
                 f'<div class="vk-note vk-error">{100 * share:.0f} % of the particles point against the others: with a tilt '
                 "prior alone the sign of the normal is open, and an upside-down ghost may be in the map.</div>"

@@ -23,7 +23,7 @@ BUTTONS = {
     "branch": ("Branch", "code-fork", "A second panel that goes on from here and leaves this one as it is", ""),
     "save": ("Save", "save", "Write RELION's files and a checkpoint to the folder below", ""),
     "seed": ("Another seed", "random", "A second panel that begins anew with another seed", ""),
-    "ghost": (f"σψ {GHOST_WIDTH:g}°", "", "Use a prior on psi, which keeps the sign of the picked normal", "warning"),
+    "ghost": (f"Use a psi prior of {GHOST_WIDTH:g}°", "", "It keeps the sign of the picked normal", "warning"),
     "split": ("Split", "code-fork", "Let this class go on as two, which differ as its pseudo-halves do", ""),
     "drop": ("Drop", "trash", "Take this class away; its particles count as never visited", ""),
     "compare": ("Compare", "columns", "Both maps, their difference and their FSC", ""),
@@ -50,7 +50,7 @@ class Face:
         self.folder = widgets.Text(value=folder, layout=widgets.Layout(width="230px"))
         self.folder.tooltip = "Folder that Save writes to"
         self.status, self.message, self.verdict, self.log = (widgets.HTML() for _ in range(4))
-        bar = {"min": 0.0, "max": 1.0, "layout": widgets.Layout(width="140px", height="16px")}
+        bar = {"min": 0.0, "max": 1.0, "layout": widgets.Layout(width="120px", min_width="120px", height="16px")}
         self.inside, self.whole = widgets.FloatProgress(**bar), widgets.FloatProgress(**bar, bar_style="success")
         self.inside_text, self.whole_text, self.ghost_text = (widgets.HTML() for _ in range(3))
         self.ghost = widgets.VBox([self.ghost_text, self.buttons["ghost"]], layout=widgets.Layout(display="none"))
@@ -60,47 +60,39 @@ class Face:
         self.tabs = widgets.Tab([*(page.box for page in pages), self.history, self.log])
         self.tabs.titles = (*(page.name for page in pages), "History", "Log")
         self.tabs.observe(lambda _: looked_at(), "selected_index")
-        right = widgets.VBox([self.tabs], layout=widgets.Layout(flex="1 1 auto", min_width="500px"))
+        right = widgets.VBox([self.tabs], layout=widgets.Layout(flex="1 1 500px", min_width="0"))
         self.branches = widgets.VBox([])
         heading = [widgets.HTML(f"<b>{escape(title)}</b>")] if title else []
-        self.widget = widgets.VBox([*heading, widgets.HBox([self._left(knobs), right]), self.branches])
-        for name in (
-            "to_go",
-            "folder",
-            "which",
-            "status",
-            "message",
-            "verdict",
-            "log",
-            "inside",
-            "whole",
-            "ghost",
-            "tabs",
-            "widget",
-        ):
+        both = widgets.HBox([self._left(knobs), right], layout=widgets.Layout(flex_flow="row wrap"))  # where there is no room
+        self.widget = widgets.VBox([*heading, both, self.branches])
+        named = "to_go folder which status message verdict log inside whole ghost tabs widget"
+        for name in named.split():
             getattr(self, name).add_class(f"vk-{name.replace('_', '-')}")
+        for line in (self.status, self.inside_text, self.whole_text):
+            line.add_class("vk-line")
 
     def _button(self, name: str, press: Callable[[str], None]) -> Any:
         text, icon, hint, style = BUTTONS[name]
-        width = {"seed": "125px", "compare": "100px", "ghost": "90px"}.get(name, "80px")
+        width = {"seed": "125px", "compare": "100px", "ghost": "180px"}.get(name, "80px")
         made = widgets.Button(description=text, icon=icon, tooltip=hint, button_style=style, layout=widgets.Layout(width=width))
         made.add_class(f"vk-{name}")
         made.on_click(lambda _: press(name))
         return made
 
     def _left(self, knobs: Sequence[Knob]) -> Any:
-        b, label = self.buttons, {"layout": widgets.Layout(width="75px")}
+        b, label = self.buttons, {"layout": widgets.Layout(width="75px", min_width="75px")}
+        line = {"layout": widgets.Layout(align_items="center")}
         return widgets.VBox(
             [
                 widgets.HTML(STYLE), self.status,
-                widgets.HBox([widgets.HTML("mini-batch", **label), self.inside, self.inside_text]),
-                widgets.HBox([widgets.HTML("run", **label), self.whole, self.whole_text]),
+                widgets.HBox([widgets.HTML("mini-batch", **label), self.inside, self.inside_text], **line),
+                widgets.HBox([widgets.HTML("run", **label), self.whole, self.whole_text], **line),
                 widgets.HBox([b["step"], b["run"], b["pause"], b["stop"]]),
                 widgets.HBox([b["undo"], b["redo"], b["branch"], b["save"]]),
                 widgets.HBox([widgets.HTML("to go", **label), self.to_go, b["seed"]]),
                 widgets.HBox([widgets.HTML("folder", **label), self.folder]),
                 widgets.HBox([widgets.HTML("classes", **label), self.which, b["split"], b["drop"]]),
-                self.message, self.ghost, *(knob.box for knob in knobs), self.verdict,
+                self.message, *(knob.box for knob in knobs), self.ghost, self.verdict,
             ],
             layout=widgets.Layout(width="350px", min_width="350px", padding="0 8px 0 0"),
         )  # fmt: skip

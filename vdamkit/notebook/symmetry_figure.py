@@ -1,4 +1,4 @@
-"""Which symmetries a map supports: a mark per point group between chance and the best, and the axes of the leading one."""
+"""Which symmetries a map supports: a mark per point group between a wrong one and the best, and the axes of the leading one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def symmetry_figure(scores: SymmetryScores, *, heading: str | None = None) -> An
 
 def _groups(axis: Any, scores: SymmetryScores) -> None:
     best = scores.groups[0].score
-    axis.axhspan(min(0, *(g.score for g in scores.groups)) - 0.03, scores.chance, color="0.94", lw=0)
+    refuted = scores.chance + REFUTED * (best - scores.chance)
+    axis.axhspan(min(0, *(g.score for g in scores.groups)) - 0.03, refuted, color="0.94", lw=0)
+    axis.text(29.7, refuted - 0.01, "does not fit", ha="right", va="top", fontsize=7.5, color=GREY)
     axis.axhline(scores.chance, color=GREY, lw=0.8, ls="--")
     axis.axhline(best, color=BLUE, lw=0.8)
     columns = {"C": 0.0, "D": 14.0, "P": 27.0}
@@ -48,7 +50,7 @@ def _groups(axis: Any, scores: SymmetryScores) -> None:
     axis.set_xticks(ticks, labels, rotation=90, fontsize=7.5)
     axis.set_ylabel(f"mean FSC to {scores.resolution:.1f} Å with the copy\nthat fits least")
     axis.text(30.2, best, " best", va="center", fontsize=7.5, color=BLUE)
-    axis.text(30.2, scores.chance, " chance", va="center", fontsize=7.5, color=GREY)
+    axis.text(30.2, scores.chance, " typical\n wrong\n group", va="center", fontsize=7.5, color=GREY)
     axis.set_xlim(-1, 30)
     axis.set_ylim(min(0, *(g.score for g in scores.groups)) - 0.03, 1.02)
 

@@ -31,6 +31,7 @@ POINTS = (2_500, 4_000, 12_000)  # voxels, about, at which maps are compared in 
 FINE_BOX = 2.5  # px of the last refinement's box per shell
 MORE = 14  # turns at most in the very last refinement
 POOR = 0.4  # mean FSC below which no turn of a group fits well
+ROUND = 0.95  # mean FSC of turns by any angle from which the map is round about an axis
 APART_FROM_CHANCE = 0.5  # of the way from chance to the best turn about an axis that a group's own turns must go
 FINAL = 2  # candidates that are refined at full resolution
 
@@ -168,6 +169,8 @@ def _doubt(volume: np.ndarray, group: str, rotation: np.ndarray, centre: np.ndar
     if fits[: len(own)].max() < POOR:
         return f"no turn of {group} fits well (mean FSC {fits[: len(own)].max():.2f}); the map may have no symmetry, or another"
     if worst < chance + APART_FROM_CHANCE * (best - chance):
+        if chance > ROUND:
+            return f"the map is round about this axis: turns by any angle fit as those of {group} do (mean FSC {chance:.2f})"
         return (
             f"some turn of {group} fits no better (mean FSC {worst:.2f}) than turns by other angles do ({chance:.2f}, at best "
             f"{best:.2f}); see symmetry_scores()"

@@ -34,6 +34,7 @@ from vdamkit.symmetry.likeness import Judge, Likeness
 
 GROUPS = (*(f"C{n}" for n in range(2, 15)), *(f"D{n}" for n in range(2, 13)), "T", "O", "I")
 POINTS = (2_500, 5_000)  # voxels, about, at which maps are compared in the coarse and the fine refinement
+SMALLEST = 2.0  # px, radius of the sphere that is looked at
 STARTS = 2  # arrangements of a group that are refined
 AROUND = 2.5  # degrees between the two-fold axes of a dihedral group that are tried about its main axis
 CLOSE = 0.5  # of the way from chance to the best: from here a group is refined further
@@ -65,7 +66,7 @@ class SymmetryScores:
     """All groups, best first, and what they say about the map; ``print`` it."""
 
     groups: tuple[GroupScore, ...]
-    chance: float  # score that an axis reaches by chance in this map
+    chance: float  # score that an axis reaches by chance in this map, the median: half of the wrong groups lie above it
     shells: int  # shells 1 … that were compared
     resolution: float  # Å, of the last of them
     named: str | None  # the group the map supports; "C1" if none; None where undecided
@@ -87,11 +88,12 @@ class SymmetryScores:
         if chosen is None or (chosen.relative >= REFUTED and self.named != "C1"):
             return ""
         better = [g for g in self.groups if is_subgroup(g.group, group) and g.group != group and g.relative >= SUPPORTED]
-        start = f"{group} fits this map no better than chance"
+        start = f"{group} does not fit this map"
         if chosen.relative > 0.2 and self.named != "C1":
             start = f"{group} fits this map worse than a true symmetry would"
         text = (
-            f"{start} (mean FSC {chosen.score:.2f}; chance gives {self.chance:.2f}, the best group {self.groups[0].score:.2f})"
+            f"{start} (mean FSC {chosen.score:.2f}; a wrong group typically reaches {self.chance:.2f}, the best one "
+            f"{self.groups[0].score:.2f})"
         )
         if better and self.named != "C1":
             largest = max(better, key=lambda g: len(operators(g.group)))
@@ -100,9 +102,9 @@ class SymmetryScores:
 
     def __str__(self) -> str:
         best = self.groups[0]
-        figures = f"mean FSC {best.score:.2f} to {self.resolution:.1f} Å, where chance gives {self.chance:.2f}"
+        figures = f"mean FSC {best.score:.2f} to {self.resolution:.1f} Å; a wrong group typically reaches {self.chance:.2f}"
         if self.named == "C1":
-            return f"No symmetry: the best group is {best.group}, with {figures}."
+            return f"No symmetry: the best group is {best.group} ({figures})."
         if self.named is not None:
             return f"The map has {self.named} symmetry ({figures})."
         why = "; the map is nearly round about an axis" if self.chance >= ROUND else ""
