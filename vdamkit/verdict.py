@@ -152,7 +152,8 @@ def _detail(session, figures: dict, said: list, advice: list) -> bool:
         said.append(f"The map resolves 1/{figures['detail']:.0f} of the mask's diameter{blob}.")
         return True
     said.append(f"The map resolves only 1/{figures['detail']:.1f} of the mask's diameter: it may be a blob.")
-    advice.append("another seed, a smaller mask, or more particles")
+    lost = figures.get("pmax", 1.0) < CERTAIN  # then another seed and mask were advised already
+    advice.append("more particles" if lost else "another seed, a smaller mask, or more particles")
     return False
 
 

@@ -44,15 +44,15 @@ class SymmetryMatch:
     rotation: np.ndarray  # (3, 3), acts on xyz columns
     shift: np.ndarray  # (3,) xyz, Å, from box centre to box centre
     fsc: np.ndarray  # (N//2 + 1,) between the map and its copies turned by the group, mean over some of them
-    correlation: float  # mean of that over the shells looked at
+    correlation: float  # mean of that over the shells before it falls below 0.3
     resolution: float  # Å, where it falls below 0.5
     warning: str = ""  # what speaks against the group, in a sentence
 
     def __str__(self) -> str:
         angle = np.degrees(np.linalg.norm(Rotation.from_matrix(self.rotation).as_rotvec()))
         return (
-            f"{self.group}: the map agrees with its turned copies (FSC 0.5) to {self.resolution:.1f} Å, mean FSC "
-            f"{self.correlation:.2f}, after a turn of {angle:.1f}° and a shift of {np.linalg.norm(self.shift):.1f} Å"
+            f"{self.group}: the map agrees with its turned copies (FSC 0.5) to {self.resolution:.1f} Å, mean FSC of the shells "
+            f"that agree {self.correlation:.2f}, after a turn of {angle:.1f}° and a shift of {np.linalg.norm(self.shift):.1f} Å"
             f"{f'. Beware: {self.warning}' if self.warning else ''}"
         )
 
