@@ -231,7 +231,7 @@ def _kernel_work(device: Device, box: int, radius: int, particles: int, order: i
         out = device.xp.zeros((2, 3, projector.projector.grid.size))
     flop = 2.0 * len(moved) * len(real) * 2 * n
     slabs = 8.0 * len(turns.tilts) * projector.slab_size
-    scattered = 3.0 * rows.nbytes + 6 * slabs + 48 * cube.shape[1]
+    scattered = 3.0 * rows.nbytes + 6 * slabs + 48 * cube.size
     return [
         ("E-step product, fp32", lambda: device.matmul(moved, real), flop, "fp32"),
         ("E-step product, TF32", lambda: device.matmul(moved, real, tf32=True), flop, "tf32"),

@@ -76,7 +76,7 @@ def test_projector_kernels(both, real):
     spins, d, p = turns.spins, len(turns.tilts), projector
     assert (spins[:, 2:] >= 0).sum() == len(turns.direction) > len(spins)
     moved, half_width = tables._matrices(turns.tilts), p.grid.half_width
-    cube = p.prepare(rng.normal(size=(20,) * 3))
+    cube = p.grid.from_map(rng.normal(size=(20,) * 3))
     (slabs,) = both(
         "tilt", [cube, moved, tables._source, tables._source_at, half_width], [np.zeros((d, tables.slab_size), p.complex)]
     )
@@ -227,6 +227,14 @@ def test_weights_of_one_matrix_product(both):
 def test_column_sums(both, real):
     rng = np.random.default_rng(5)
     both("column_sums", [normal(rng, real, 30, 2, 300)], [normal(rng, np.float64, 2, 300)])
+
+
+@pytest.mark.parametrize("real", REALS)
+def test_shell_sums(both, real):
+    """Shells of one voxel, of none, and of more than a block has threads."""
+    rng = np.random.default_rng(8)
+    voxel, start = rng.permutation(700).astype(np.int32), np.array([0, 1, 1, 9, 700], np.int32)
+    both("shell_sums", [rng.normal(size=(3, 720)), normal(rng, real, 720), voxel, start], [np.full((3, 4), np.nan)])
 
 
 @pytest.mark.parametrize("real", REALS)

@@ -62,8 +62,9 @@ def test_from_map_and_to_map_are_adjoint(box):
     grid = PaddedGrid(box, box / 2 - 2, np.float64)
     rng = np.random.default_rng(1)
     volume, cube = rng.normal(size=(box,) * 3), rng.normal(size=(2, grid.size))
-    left = (grid.from_map(volume) * cube).sum()
-    right = (volume * grid.to_map(cube[0] + 1j * cube[1])).sum() / (2 * box**3)
+    cube = cube[0] + 1j * cube[1]
+    left = (grid.from_map(volume) * cube.conj()).real.sum()
+    right = (volume * grid.to_map(cube)).sum() / (2 * box**3)
     assert left == pytest.approx(right, rel=1e-12)
 
 
@@ -71,7 +72,7 @@ def test_padded_transform_is_the_fourier_integral():
     """At even points of the padded grid, without the apodisation, lie the values of the map's own transform."""
     grid = PaddedGrid(BOX, 6, np.float64)
     taper = grid.taper[:, None, None] * grid.taper[:, None] * grid.taper
-    cube = ([1, 1j] @ grid.from_map(MAP * taper)).reshape(grid.shape)
+    cube = grid.from_map(MAP * taper).reshape(grid.shape)
     transform = map_to_fourier(MAP)
     w = grid.half_width
     for k in ((0, 0, 0), (3, -2, 4), (5, 5, -1), (0, 2, -6)):

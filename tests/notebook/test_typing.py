@@ -101,10 +101,11 @@ def test_a_verdict_goes_with_the_state_that_it_was_on(job):
 
 
 def test_what_was_changed_several_times_is_told_of_once():
-    typed = (
-        "start; batch_final None → 6, batch_initial None → 6; T 4.0 → 2.0; batch_final 6 → 60, batch_initial 6 → 60; T 2.0 → 4.0"
-    )
-    line = [Node(0, None, 3, vk.Settings(), None, typed), Node(1, 0, 4, vk.Settings(), None, "class 1 split; symmetry C6 → C3")]
+    typed = "start; batch_final None → 6, batch_initial None → 6; T 4.0 → 2.0; batch_final 6 → 60, batch_initial 6 → 60"
+    line = [
+        Node(0, None, 3, vk.Settings(), None, f"{typed}; T 2.0 → 4.0"),
+        Node(1, 0, 4, vk.Settings(), None, "class 1 split; symmetry C6 → C3"),
+    ]
     found = [(mark.iteration, mark.text) for mark in marks_of(line)]
     assert found == [
         (4, "batch_final None → 60; batch_initial None → 60"), (5, "symmetry C6 → C3; class 1 split"),

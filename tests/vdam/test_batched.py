@@ -147,7 +147,7 @@ def test_small_pieces_give_the_same():
     """Memory for one particle and a few rotations at a time, against all at once."""
     search, batch, raw = problem(TWO)
     whole, pieces = (both(search, batch, raw, Device(memory))[1] for memory in (None, 200_000))
-    assert Engine(search, Device(200_000)).rows_at_once(100) < 10
+    assert Engine(search, Device(200_000)).rows_at_once(100, 50) < 10
     np.testing.assert_allclose(pieces[0].mass, whole[0].mass, rtol=1e-12)
     for name in SUMS:
         a, b = np.asarray(getattr(whole[1], name)), np.asarray(getattr(pieces[1], name))
@@ -219,7 +219,10 @@ def test_tables_of_a_projector():
     block = np.stack([z // 4, y // 8, x // 8])
     assert (np.diff(block) != 0).any(0).sum() + 1 == len(np.unique(block, axis=1).T) > 50
     np.testing.assert_array_equal(np.lexsort((x, y, z, *block[::-1])), np.arange(len(x)))
-    np.testing.assert_array_equal(tables.shell_sums(np.ones((1, len(tables.order))))[0], np.bincount(projector.ball.shell))
+    ball, ones = projector.ball, np.ones((2, 3, len(tables.order)))
+    sums = tables.shell_sums(ones * np.array([1.0, 2.0])[:, None, None])
+    np.testing.assert_array_equal(sums[1, 2], 2 * np.bincount(ball.shell, ball.weight))
+    assert sums.shape == (2, 3, ball.n_shells)
 
 
 def test_chunks_go_to_devices_in_turn(monkeypatch):

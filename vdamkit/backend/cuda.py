@@ -165,21 +165,28 @@ class CudaKernels:
     def __init__(self, cupy: Any):
         self._cupy = cupy
         self._modules: dict[np.dtype, Any] = {}
+        self._functions: dict[tuple[np.dtype, str], Any] = {}  # a module looks its own up anew each time
 
     def _run(self, name: str, real: np.dtype, grid: tuple[int, ...], *arguments: Any, threads: int = THREADS) -> None:
         if min(grid) == 0:
             return
+        key = (real, name)
+        if key not in self._functions:
+            self._functions[key] = self._module(real).get_function(name)
+        self._functions[key](grid, (threads,), arguments)
+
+    def _module(self, real: np.dtype) -> Any:
         if real not in self._modules:
             kind = ("-DREAL=float", "-DCOMPLEX=float2", "-DSINGLE") if real == np.float32 else (
                 "-DREAL=double", "-DCOMPLEX=double2")  # fmt: skip
             self._modules[real] = self._cupy.RawModule(code=_source(), options=("-std=c++17", *kind))
-        self._modules[real].get_function(name)(grid, (threads,), arguments)
+        return self._modules[real]
 
     def tilt(self, cube, turns, source, source_at, half_width, slabs) -> None:
         n = source.shape[1]
         self._run(
-            "tilt", cube.dtype, (len(turns), _blocks(n)), cube, turns, source, source_at, np.int32(n), np.int32(half_width),
-            np.int32(cube.shape[1]), np.int32(slabs.shape[1]), slabs,
+            "tilt", turns.dtype, (len(turns) * _blocks(n),), cube, turns, source, source_at, np.int32(n), np.int32(half_width),
+            np.int32(slabs.shape[1]), slabs,
         )  # fmt: skip
 
     def tilt_adjoint(self, slabs, slab_weights, turns, owner, source, source_at, half_width, scales, sums) -> None:
@@ -267,6 +274,10 @@ class CudaKernels:
 
     def column_sums(self, values, sums) -> None:
         self._run("column_sums", values.dtype, (_blocks(sums.size),), values, np.int32(len(values)), np.int64(sums.size), sums)
+
+    def shell_sums(self, values, factor, voxel, start, sums) -> None:
+        rows, shells = sums.shape
+        self._run("shell_sums", factor.dtype, (shells, rows), values, factor, voxel, start, np.int32(values.shape[1]), sums)
 
     def own_power(self, raw, raw_weight, particle, run_start, sums) -> None:
         n = raw.shape[1]

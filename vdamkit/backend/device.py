@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from vdamkit.errors import VdamkitError
 
 T = TypeVar("T")
+UNASKED = 2**28  # bytes taken without a look at the free memory, which takes longer than some work; fewer once it ran out
 SHARE_OF_FREE = 0.85  # of a device's free memory that a mini-batch may take
 
 
@@ -94,6 +96,13 @@ class Device:
         free = int(SHARE_OF_FREE * self.free_bytes())
         allowed = free if self.memory is None else self.memory - self.kept
         return max(1, min(free, allowed) >> self.halvings)
+
+    def fitting(self, wanted: float, each: int, share: float) -> int:
+        """How many of `wanted` things of `each` bytes a share of the room holds; all, where they need next to nothing."""
+        unasked = UNASKED if self.memory is None else min(UNASKED, int(share * self.memory))
+        if wanted * each <= unasked >> self.halvings:
+            return max(1, math.ceil(wanted))
+        return max(1, int(share * self.room / each))
 
     def halve(self) -> None:
         """Plan for half as much from now on, and give back what is pooled."""

@@ -65,17 +65,19 @@ __device__ __forceinline__ Corners corners_of(const REAL* turn, REAL x, REAL y, 
   return c;
 }
 
-extern "C" __global__ void tilt(const REAL* __restrict__ cube, const REAL* __restrict__ turns,
+extern "C" __global__ void tilt(const COMPLEX* __restrict__ cube, const REAL* __restrict__ turns,
                                 const REAL* __restrict__ source, const int* __restrict__ source_at, int n_source,
-                                int half_width, int size, int slab_size, COMPLEX* __restrict__ slabs) {
-  int i = blockIdx.y * blockDim.x + threadIdx.x;
-  long long d = blockIdx.x;
+                                int half_width, int slab_size, COMPLEX* __restrict__ slabs) {
+  int chunks = (n_source + blockDim.x - 1) / blockDim.x;
+  int i = blockIdx.x % chunks * blockDim.x + threadIdx.x;
+  long long d = blockIdx.x / chunks;
   if (i >= n_source) return;
   Corners c = corners_of(turns + 9 * d, source[i], source[n_source + i], source[2 * n_source + i], half_width);
   REAL re = 0, im = 0;
   for (int j = 0; j < 8; j++) {
-    re += c.weight[j] * cube[c.base + c.offset[j]];
-    im += c.weight[j] * cube[size + c.base + c.offset[j]];
+    COMPLEX value = cube[c.base + c.offset[j]];
+    re += c.weight[j] * value.x;
+    im += c.weight[j] * value.y;
   }
   slabs[d * slab_size + source_at[i]] = complex_of(re, im * c.sign);
 }

@@ -360,6 +360,23 @@ extern "C" __global__ void column_sums(const REAL* __restrict__ values, int n_ro
   sums[v] += sum;
 }
 
+extern "C" __global__ void shell_sums(const double* __restrict__ values, const REAL* __restrict__ factor,
+                                      const int* __restrict__ voxel, const int* __restrict__ start, int n_voxels,
+                                      double* __restrict__ sums) {
+  __shared__ double part[THREADS];
+  const double* row = values + (long long)blockIdx.y * n_voxels;
+  int t = threadIdx.x;
+  double sum = 0;
+  for (int j = start[blockIdx.x] + t; j < start[blockIdx.x + 1]; j += THREADS) sum += row[voxel[j]] * factor[voxel[j]];
+  part[t] = sum;
+  __syncthreads();
+  for (int step = THREADS / 2; step > 0; step /= 2) {
+    if (t < step) part[t] += part[t + step];
+    __syncthreads();
+  }
+  if (t == 0) sums[(long long)blockIdx.y * gridDim.x + blockIdx.x] = part[0];
+}
+
 extern "C" __global__ void own_power(const COMPLEX* __restrict__ raw, const REAL* __restrict__ raw_weight,
                                      const int* __restrict__ particle, const int* __restrict__ run_start, int n_voxels,
                                      REAL* __restrict__ sums) {

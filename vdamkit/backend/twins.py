@@ -23,13 +23,13 @@ KZ = {4: 8, 8: 4}  # and voxels along kz, a layer, by the bytes of a number
 def tilt(cube, turns, source, source_at, half_width: int, slabs) -> None:
     """Sample a padded half cube on the cylinders of some directions by trilinear interpolation.
 
-    cube `(2, size)` real and imaginary part; turns `(d, 3, 3)`: PAD × the part D of a rotation ``Rz(psi) @ D``;
+    cube `(size,)` complex; turns `(d, 3, 3)`: PAD × the part D of a rotation ``Rz(psi) @ D``;
     source `(3, m)` the needed points of a cylinder; source_at `(m,)` their places in a slab; slabs `(d, slab size)` complex.
     """
     for turn, slab in zip(turns, slabs, strict=True):
         indices, weights, sign = corners(turn.T @ source, half_width)
-        real, imaginary = ((part[indices] * weights).sum(1) for part in cube)
-        slab[source_at] = real + 1j * imaginary * sign
+        values = (cube[indices] * weights).sum(1)
+        slab[source_at] = values.real + 1j * values.imag * sign
 
 
 def tilt_adjoint(slabs, slab_weights, turns, owner, source, source_at, half_width: int, scales, sums) -> None:
@@ -222,6 +222,14 @@ def samples(
 def column_sums(values, sums) -> None:
     """Sums over the first axis of `values`, added to `sums`, float64."""
     sums += values.sum(0, dtype=np.float64)
+
+
+def shell_sums(values, factor, voxel, start, sums) -> None:
+    """Σ factor × value over the voxels of each shell: values `(rows, n)` float64, factor `(n,)`; those of shell s from
+    ``start[s]`` to ``start[s + 1]`` in `voxel`, int32 both. sums `(rows, shells)` float64."""
+    for s, (begin, end) in enumerate(pairwise(start.tolist())):
+        mine = voxel[begin:end]
+        sums[:, s] = values[:, mine] @ factor[mine].astype(np.float64)
 
 
 def own_power(raw, raw_weight, particle, run_start, sums) -> None:

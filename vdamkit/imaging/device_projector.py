@@ -18,8 +18,6 @@ from vdamkit.imaging.halfball import half_turn_pairs
 from vdamkit.imaging.projector import PAD, TAPS, Projector, mean_absolute_sum, points_within
 from vdamkit.imaging.turns import Turns
 
-UNASKED = 2**28  # bytes taken without a look at the free memory, which takes longer than some work; fewer once it ran out
-
 
 class DeviceProjector:
     """Tables of one :class:`Projector` on a device, and its work there."""
@@ -46,10 +44,10 @@ class DeviceProjector:
         self.disc = device.put(projector.disc.astype(np.int32))
         self.k = device.put(self.in_order(projector.ball.k.T).T.astype(np.int32))
         self.friedel = device.put(self.in_order(projector.ball.weight))
-        shell = self.in_order(projector.ball.shell)
-        self.shell = device.put(shell)
-        in_shell = (shell[:, None] == np.arange(projector.ball.n_shells)) & (self.order >= 0)[:, None]
-        self._in_shell = device.put(in_shell.astype(np.float64))
+        shell = projector.ball.shell
+        self.shell = device.put(self.in_order(shell))
+        self._by_shell = device.put(self.place[np.argsort(shell, kind="stable")].astype(np.int32))
+        self._shell_start = device.put(np.append(0, np.cumsum(np.bincount(shell))).astype(np.int32))
         self.depth = projector.radius + projector.radius % 2  # of a cylinder
         column, kz = np.divmod(projector.source_at, projector.radius)
         at = column * self.depth + kz
@@ -77,8 +75,11 @@ class DeviceProjector:
         return np.where(self.order < 0, values.dtype.type(0), values[..., self.order])
 
     def shell_sums(self, values: Any) -> np.ndarray:
-        """Sums over shells of float64 values `(…, n)` on the device; `(…, n_shells)` on the host, no Friedel weights."""
-        return self.device.get(values @ self._in_shell)
+        """Sums over shells, with Friedel weights, of float64 values `(…, n)` on the device; `(…, n_shells)` on the host."""
+        sums = self.device.xp.empty((values.size // values.shape[-1], len(self._shell_start) - 1))
+        rows = values.reshape(len(sums), -1)
+        self.device.kernels.shell_sums(rows, self.friedel, self._by_shell, self._shell_start, sums)
+        return self.device.get(sums).reshape(*values.shape[:-1], -1)
 
     def columns_of(self, values: Any, rows: np.ndarray, order: np.ndarray | None = None) -> Any:
         """Rows of `values` `(m, ≥ n)`, which are in the half-ball's order, in the device's: `(rows, n)`.
@@ -97,11 +98,9 @@ class DeviceProjector:
         return np.pad(at[:, at[0].argsort()], ((0, 0), (0, at.shape[1] % 2)), constant_values=-1)
 
     def _directions_at_once(self, turns: Turns, numbers: int) -> int:
-        """Cylinders of so many numbers a voxel that a twentieth of the room holds; all, where they need next to nothing."""
-        each, wanted = numbers * self.projector.dtype.itemsize * self.slab_size, len(turns.tilts)
-        if wanted * each <= UNASKED >> self.device.halvings:
-            return max(1, wanted)
-        return int(np.clip(self.device.room // 20 // each, 1, 4096))
+        """Cylinders of so many numbers a voxel: what a twentieth of the room holds."""
+        each = numbers * self.projector.dtype.itemsize * self.slab_size
+        return min(4096, self.device.fitting(len(turns.tilts), each, 0.05))
 
     def _taps(self, psis: np.ndarray) -> tuple:
         """For every angle and disc point: the cylinder's column where its taps begin, and their weights along x, along y."""
@@ -161,7 +160,7 @@ class DeviceProjector:
         return ((y // TILE * (self.patches // TILE) + x // TILE) * TILE + y % TILE) * TILE + x % TILE
 
     def prepare(self, volume: np.ndarray) -> Any:
-        """Padded transform of a map, `(2, size)`; see :meth:`Projector.prepare`."""
+        """Padded transform of a map, `(size,)` complex; see :meth:`PaddedGrid.from_map`."""
         return self.projector.grid.from_map(volume, self.device)
 
     def rotate(self, cube: Any, turns: Turns) -> Any:

@@ -60,7 +60,7 @@ class PaddedGrid:
         self._x = waves(np.arange(self.half_width + 2), position, PAD * box, dtype) / self.taper.astype(dtype)
 
     def from_map(self, volume: np.ndarray, device: Device = HOST) -> Any:
-        """Half cube, real and imaginary part `(2, size)`, of a map `(box,)*3` zyx on the host; scaled by 1/box³.
+        """Half cube `(size,)` complex of a map `(box,)*3` zyx on the host; scaled by 1/box³.
 
         device: where it is computed, and where the result lies.
         """
@@ -69,8 +69,7 @@ class PaddedGrid:
         along_x = scaled @ device.put(np.ascontiguousarray(self._x.T).view(self.dtype))  # real, imaginary parts interleaved
         along_x = xp.ascontiguousarray(along_x).view(self._x.dtype)
         yz = device.put(self._yz)
-        cube = xp.tensordot(yz, yz @ along_x, axes=(1, 0))
-        return xp.stack([cube.real.ravel(), cube.imag.ravel()])
+        return xp.tensordot(yz, yz @ along_x, axes=(1, 0)).ravel()
 
     def to_map(self, cube: Any, device: Device = HOST) -> Any:
         """Maps `(..., box, box, box)` of sums scattered into half cubes `(..., size)` complex; each entry also stands
@@ -158,7 +157,8 @@ class Projector:
 
     def prepare(self, volume: np.ndarray) -> Any:
         """Padded transform of a map `(box,)*3` zyx, real and imaginary part `(2, grid.size)`."""
-        return self.grid.from_map(volume)
+        cube = self.grid.from_map(volume)
+        return np.stack([cube.real, cube.imag])
 
     # tilt: one direction, every psi -----------------------------------------------------------------------------
 

@@ -34,8 +34,8 @@ def accumulate(
     rows = Rows.of(found.entries, level.grid)
     members = Members.of(engine, batch, found, rows)
     # a row takes twelve numbers a voxel (`rows_at_once`), and its planes two a column
-    room, size = engine.rows_at_once(len(ball)), 1 + members.planes_of_row * len(projector.disc) / (6 * len(ball))
-    for piece in rows.pieces(room, size):
+    size = 1 + members.planes_of_row * len(projector.disc) / (6 * len(ball))
+    for piece in rows.pieces(engine.rows_at_once(len(ball), size.sum()), size):
         k = int(rows.class_index[piece.start])
         turns = turns_of(level.grid, search.perturbation, rows.orientation[piece])
         rotated = projector.rotate(engine.cube(level.radius, k), turns)
@@ -43,7 +43,7 @@ def accumulate(
         engine.device.kernels.column_sums(sums.noise, power[0])
         projector.scatter(turns, sums.gradient, sums.total, cubes[k])
         tick((piece.stop - piece.start) / len(rows.orientation))
-    noise, noise_weight = projector.shell_sums(power * projector.friedel)
+    noise, noise_weight = projector.shell_sums(power)
     class_weight = np.bincount(found.entries.class_index, found.mass, classes)
     offset2 = -2 * search.sigma_offset**2 * float(found.moment.sum())
     return Sums(cubes.astype(engine.real), noise, noise_weight, class_weight, offset2)

@@ -121,9 +121,9 @@ class Engine:
         samples = 64 * self.search.max_significant * len(self.search.volumes)
         return max(1, int(0.4 * self.device.room / (self.real.itemsize * (9 * n + 4 * samples))))
 
-    def rows_at_once(self, n_voxels: int) -> int:
+    def rows_at_once(self, n_voxels: int, wanted: float) -> int:
         """Rotated references of a piece, with residuals and weights of two halves: what a fifth of the room holds."""
-        return max(1, int(0.2 * self.device.room / (self.real.itemsize * 12 * n_voxels)))
+        return self.device.fitting(wanted, self.real.itemsize * 12 * n_voxels, 0.2)
 
     def dense_at_once(self, n_voxels: int, n_rows: int, n_shifts: int) -> int:
         """Particles whose every rotation × shift is scored in one product: what a fifth of the room holds."""

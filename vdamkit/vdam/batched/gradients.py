@@ -50,22 +50,22 @@ def _on_device(device: Device, grid: PaddedGrid, cubes: Any, group: str, radius:
 
 def symmetrise(device: Device, grid: PaddedGrid, cubes: Any, group: str) -> Any:
     """Sum completed half cubes `(2, 3, size)` over the operators of a point group; as :func:`vdam.moments.symmetrise`."""
-    xp, ops = device.xp, operators(group)[1:]
+    ops = operators(group)[1:]
     if not len(ops):
         return cubes
-    radius = (grid.half_width - 1) / PAD
+    kind, radius = np.result_type(grid.dtype, np.complex64), (grid.half_width - 1) / PAD
     points, flat = points_within(grid.half_width, radius)
     key = (grid.half_width, radius, grid.dtype)
     source, at = _kept(device, "points", key, points.astype(grid.dtype), flat.astype(np.int32))
     out = cubes.copy()
-    slab = xp.zeros((1, grid.size), np.result_type(grid.dtype, np.complex64))  # what lies beyond the points stays 0
-    weight = xp.zeros((2, grid.size), grid.dtype)  # has no phase: as the real part of what is turned
-    for operator in ops:
-        turn = device.put(operator.T[None].astype(grid.dtype))
-        for h in (0, 1):
-            weight[0] = cubes[h, 2]
-            for cube, rows in ((cubes[h, :2], (0, 1)), (weight, (2,))):
-                device.kernels.tilt(cube, turn, source, at, grid.half_width, slab)
+    slab = device.xp.zeros((1, grid.size), kind)  # what lies beyond the points stays 0
+    turns = device.put(ops.transpose(0, 2, 1).astype(grid.dtype))
+    for h in (0, 1):
+        data = (cubes[h, 0] + 1j * cubes[h, 1]).astype(kind, copy=False)
+        weight = cubes[h, 2].astype(kind)  # has no phase: as the real part of what is turned
+        for turn in turns:
+            for cube, rows in ((data, (0, 1)), (weight, (2,))):
+                device.kernels.tilt(cube, turn[None], source, at, grid.half_width, slab)
                 for row, part in zip(rows, (slab[0].real, slab[0].imag), strict=False):
                     out[h, row] += part
     return out

@@ -143,7 +143,7 @@ def ragged_level(engine: Engine, batch: DeviceBatch, level: Level, entries: Entr
     masked, weight = engine.scored(batch, level.radius)
     scores = xp.empty(int(entries.out[-1]), engine.real)
     tiles = best_tile(np.diff(entries.start), entries.width, n)  # whatever the pieces: the same sums from run to run
-    for piece in rows.pieces(engine.rows_at_once(n)):
+    for piece in rows.pieces(engine.rows_at_once(n, len(rows.orientation))):
         mine = np.flatnonzero((rows.of_entry >= piece.start) & (rows.of_entry < piece.stop))
         cube = engine.cube(level.radius, int(rows.class_index[piece.start]))
         rotated = projector.rotate(cube, turns_of(level.grid, search.perturbation, rows.orientation[piece]))
