@@ -253,3 +253,15 @@ def test_relion_files():
     assert list(blocks) == ["general", "optics", "particles"] and len(blocks["particles"]) == 100
     data, voxel = read_map(REFERENCE / "relion_run" / "stacks2d" / "run_it010_class001.mrc")
     assert data.shape == (40, 40, 40) and voxel == pytest.approx(8.1)
+
+
+def test_names_with_an_apostrophe_or_a_hash_stay(tmp_path):
+    """As in a folder's name; starfile alone takes them for quotes and comments."""
+    table = pd.DataFrame({"rlnImageName": ["O'Brien/1.mrcs", "x/#2.mrcs"], "note": ["a#b", "two words"], "number": [1.5, 2.5]})
+    path = tmp_path / "O'Brien.star"
+    write_star(path, {"particles": table, "general": {"folder": "O'Brien/out", "count": 3}})
+    blocks = read_star(path)
+    pd.testing.assert_frame_equal(blocks["particles"], table, check_dtype=False)
+    assert blocks["general"] == {"folder": "O'Brien/out", "count": 3}
+    path.write_text("data_x\n\nloop_ # a comment\n_a #1\n_b #2\n'one word' 1 # of it\n\"another\" 2\n")
+    assert read_star(path)["x"]["a"].tolist() == ["one word", "another"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import linecache
 import os
+import re
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,6 +41,9 @@ TEXT_COLUMNS = (
 )
 """Columns never turned into numbers, so that '01' stays '01'."""
 
+MARKS = {"'": "\ue000", "#": "\ue001"}  # and characters of no script that stand in for them
+MARK_INSIDE = re.compile(r"(?<=\S)['#](?=\S)")
+
 Block = pd.DataFrame | dict
 
 
@@ -59,10 +64,11 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
     InputError: the file is missing, empty, or not a STAR file, or a table has a column twice.
     """
     path = Path(path)
-    _check_text(path)
+    content = _checked_text(path)
     linecache.clearcache()  # starfile reads through it and leaves it stale when a file could not be parsed
     try:
-        blocks = starfile.read(path, always_dict=True, parse_as_string=list(TEXT_COLUMNS))
+        with _without_marks(path, content) as readable:
+            blocks = starfile.read(readable, always_dict=True, parse_as_string=list(TEXT_COLUMNS))
     except pd.errors.EmptyDataError:
         raise InputError(
             f"{path}: one of its tables has column names but no rows; write it again or remove the table."
@@ -73,6 +79,8 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
             f"{path}: cannot be read as a STAR file ({reason}); check that every row has as many values as "
             f"there are columns, or write the file again."
         ) from None
+    if MARK_INSIDE.search(content):
+        blocks = {name: _with_marks(block) for name, block in blocks.items()}
     if not blocks:
         raise InputError(f"{path}: holds no data_ block with content; give a STAR file written by RELION.")
     for name, block in blocks.items():
@@ -82,8 +90,30 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
     return blocks
 
 
-def _check_text(path: Path) -> None:
-    """Raise InputError unless `path` is a readable text file that holds at least one data_ block."""
+@contextlib.contextmanager
+def _without_marks(path: Path, content: str) -> Iterator[Path]:
+    """A file for starfile, which takes an apostrophe or # within a word, as in a folder's name, for a quote or a comment."""
+    if not MARK_INSIDE.search(content):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.star"
+        copy.write_text(MARK_INSIDE.sub(lambda mark: MARKS[mark[0]], content), encoding="utf-8")
+        yield copy
+
+
+def _with_marks(block: Block) -> Block:
+    """A block with the marks that :func:`_without_marks` took away."""
+    back = str.maketrans({stand_in: mark for mark, stand_in in MARKS.items()})
+
+    def restored(value: object) -> object:
+        return value.translate(back) if isinstance(value, str) else value
+
+    return block.map(restored) if isinstance(block, pd.DataFrame) else {key: restored(value) for key, value in block.items()}
+
+
+def _checked_text(path: Path) -> str:
+    """The text of a file. Raises InputError unless it is readable text that holds at least one data_ block."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -95,7 +125,7 @@ def _check_text(path: Path) -> None:
     if not content.strip():
         raise InputError(f"{path}: file is empty; write it again, perhaps the disc was full.")
     try:
-        content.decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: not a STAR file (byte {error.start} is no text); give a STAR file, saved as UTF-8."
@@ -104,6 +134,7 @@ def _check_text(path: Path) -> None:
         raise InputError(f"{path}: not a STAR file (it holds binary zeros); copy or write the file again.")
     if not content.startswith(b"data_") and b"\ndata_" not in content.replace(b"\r", b"\n"):
         raise InputError(f"{path}: not a STAR file (no line starts with data_); give a STAR file.")
+    return text
 
 
 def find_block(blocks: dict[str, Block], name: str, path: Path) -> Block:
