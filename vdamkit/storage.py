@@ -155,8 +155,8 @@ def after_step(session) -> None:
             if node.iteration % settings.write_every == 0 or node.iteration == settings.mini_batches:
                 _write_files(session, node, folder, final=node.iteration >= settings.mini_batches)
     except OutputError as problem:
-        kept = f"mini-batch {node.iteration} is in memory, and save() writes it"
-        raise OutputError(f"{str(problem).rstrip('.')}; {kept}") from None
+        problem.add_note(f"Mini-batch {node.iteration} itself is done and in memory; save() writes it.")
+        raise
 
 
 def finish(session) -> None:

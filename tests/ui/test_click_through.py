@@ -27,6 +27,11 @@ def idle(notebook, nth=0):
     notebook.wait_text(".vk-status", "idle", nth=nth)
 
 
+def where(iteration):
+    """What the panel says of a mini-batch of this schedule of 100."""
+    return f"mini-batch {iteration} " + ("of 100" if iteration <= 100 else f"({iteration - 100} beyond the schedule)")
+
+
 def set_number(notebook, selector, value, nth=0):
     field = notebook.page.locator(f"{selector} input").nth(nth)
     field.fill(str(value))
@@ -38,7 +43,7 @@ def step_and_run(notebook, kernel):
     picture = page.locator(".vk-tabs img").first
     old = picture.get_attribute("src")
     page.click(".vk-step")
-    notebook.wait_text(".vk-status", f"mini-batch {before + 1} of 100")
+    notebook.wait_text(".vk-status", where(before + 1))
     idle(notebook)
     assert kernel.ask("job.iteration") == before + 1
     end = time.monotonic() + 20
@@ -47,7 +52,7 @@ def step_and_run(notebook, kernel):
         time.sleep(0.1)
     set_number(notebook, ".vk-to-go", 2)
     page.click(".vk-run")
-    notebook.wait_text(".vk-status", f"mini-batch {before + 3} of 100")
+    notebook.wait_text(".vk-status", where(before + 3))
     idle(notebook)
     assert kernel.ask("job.iteration") == before + 3
 
@@ -96,10 +101,10 @@ def pause_and_stop(notebook, kernel):
 def undo_and_redo(notebook, kernel):
     page, before = notebook.page, kernel.ask("job.iteration")
     page.click(".vk-undo")
-    notebook.wait_text(".vk-status", f"mini-batch {before - 1} of 100")
+    notebook.wait_text(".vk-status", where(before - 1))
     assert kernel.ask("job.iteration") == before - 1
     page.click(".vk-redo")
-    notebook.wait_text(".vk-status", f"mini-batch {before} of 100")
+    notebook.wait_text(".vk-status", where(before))
     assert kernel.ask("job.iteration") == before
 
 
@@ -109,7 +114,7 @@ def branch_and_compare(notebook, kernel):
     page.locator(".vk-widget").nth(1).wait_for()
     assert kernel.ask("len(panel.branches)") == 1
     page.locator(".vk-step").nth(1).click()
-    notebook.wait_text(".vk-status", f"mini-batch {before + 1} of 100", nth=1)
+    notebook.wait_text(".vk-status", where(before + 1), nth=1)
     idle(notebook, nth=1)
     assert kernel.ask("(job.iteration, panel.branches[0].session.iteration)") == (before, before + 1)
     page.locator(".vk-tabs .lm-TabBar-tabLabel:text-is('History')").first.click()
