@@ -35,7 +35,7 @@ def test_slices_are_cut_where_asked():
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes[:6]]
     cut = [volume[3], volume[:, 7], volume[:, :, 11], *(volume.sum(i) for i in range(3))]
     for image, wanted in zip(shown, cut, strict=True):
-        np.testing.assert_array_equal(image, wanted)
+        np.testing.assert_allclose(image[8::17, 8::17], wanted, rtol=1e-5)  # 17 pixels each, the middle one unchanged
 
 
 def test_every_class_has_a_row():

@@ -22,15 +22,16 @@ from vdamkit.verdict import half_agreement
 SKY, YELLOW, PINK = "#56B4E9", "#E69F00", "#CC79A7"
 CLASS_COLOURS = (BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY)  # Okabe and Ito
 DPI = 110
+SHOWN = 272  # pixels across of a slice or projection
 NOTES, NOTE_WIDTH = 8, 125  # lines of what was changed, below the course of a run, and characters of each
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float, layout: str | None = "constrained") -> Any:
     """An empty figure of `width` × `height` inches with a canvas of its own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
@@ -70,8 +71,9 @@ def map_figure(
     k, n = len(maps), maps.shape[-1]
     at = (n // 2,) * 3 if at is None else at
     if k == 1:
-        figure = new_figure(8.4, 5.9)
+        figure = new_figure(8.4, 5.9, None)  # known beforehand: this picture is drawn again and again beside a run
         axes = figure.subplots(2, 3).reshape(1, 6)
+        figure.subplots_adjust(left=0.035, right=0.99, bottom=0.035, top=0.91 if heading else 0.96, wspace=0.11, hspace=0.13)
     else:
         figure = new_figure(8.4, 1.75 * k + 0.35)
         axes = figure.subplots(k, 6)
@@ -90,6 +92,16 @@ def map_figure(
     return figure
 
 
+def _show(axis: Any, image: np.ndarray, low: float, high: float) -> None:
+    """An image of the map's pixels in grey, interpolated here: matplotlib takes several times as long, at each drawing."""
+    from PIL import Image
+
+    height, width = image.shape
+    fine = Image.fromarray(np.asarray(image, np.float32)).resize((SHOWN, SHOWN), Image.Resampling.BICUBIC)
+    axis.imshow(np.asarray(fine), cmap="gray_r", vmin=low, vmax=high, origin="lower", interpolation="nearest",
+                extent=(-0.5, width - 0.5, -0.5, height - 0.5))  # fmt: skip
+
+
 def _slices(axes: Any, volume: np.ndarray, at: tuple, sigma: float, radius: float | None, pixel_size: float) -> None:
     z, y, x = at
     images = [volume[z], volume[:, y], volume[:, :, x]]
@@ -97,7 +109,7 @@ def _slices(axes: Any, volume: np.ndarray, at: tuple, sigma: float, radius: floa
     level = volume.mean() + sigma * volume.std()
     lines = ((x, y), (x, z), (y, z))
     for axis, image, (plane, right, up), (across, along) in zip(axes, images, AXES, lines, strict=True):
-        axis.imshow(image, cmap="gray_r", vmin=low, vmax=high, origin="lower", interpolation="bicubic")
+        _show(axis, image, low, high)
         if image.min() < level < image.max():
             axis.contour(image, levels=[level], colors=[ORANGE], linewidths=0.9)
         axis.axvline(across, color=SKY, linewidth=0.5)
@@ -110,8 +122,7 @@ def _slices(axes: Any, volume: np.ndarray, at: tuple, sigma: float, radius: floa
 
 def _projections(axes: Any, volume: np.ndarray) -> None:
     for axis, image, (plane, right, up) in zip(axes, [volume.sum(i) for i in range(3)], AXES, strict=True):
-        low, high = window([image])
-        axis.imshow(image, cmap="gray_r", vmin=low, vmax=high, origin="lower", interpolation="bicubic")
+        _show(axis, image, *window([image]))
         _frame(axis, f"projection {plane}", right, up)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from vdamkit.notebook.loop import Loop
 
-SHARE = 0.06  # of a core that redrawing may take while a run goes on
-LONGEST = 3.0  # seconds without a new picture, at most
+SHARE = 0.04  # of a core that redrawing may take while a run goes on
+LONGEST = 5.0  # seconds without a new picture, at most
 
 
 class Painter:
