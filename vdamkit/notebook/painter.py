@@ -1,4 +1,4 @@
-"""Drawing in the background: the newest wish of each picture only, and no more than a small share of a core."""
+"""Drawing in the background: the newest wish of each picture only, and no more than a small share of the time."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from vdamkit.notebook.loop import Loop
 
-SHARE = 0.04  # of a core that redrawing may take while a run goes on
-LONGEST = 5.0  # seconds without a new picture, at most
+SHARE = 0.1  # of the time that redrawing may take while a run goes on
+LONGEST = 15.0  # seconds without a new picture, at most
 
 
 class Painter:
@@ -66,7 +66,7 @@ class Painter:
     def _work(self) -> None:
         while (wish := self._next()) is not None:
             key, draw, deliver, urgent = wish
-            began = time.thread_time()  # beside busy workers the clock runs much faster
+            began = time.monotonic()
             try:
                 picture = draw()
             except Exception as problem:  # a picture that fails must not take the others along
@@ -75,7 +75,7 @@ class Painter:
                 continue
             finally:
                 if not urgent:  # what a person asked for does not count
-                    rest = (time.thread_time() - began) * (1 / SHARE - 1)
+                    rest = (time.monotonic() - began) * (1 / SHARE - 1)
                     self._rest_until = time.monotonic() + min(rest, LONGEST)
             self._loop.call(lambda deliver=deliver, picture=picture: deliver(picture))
 
