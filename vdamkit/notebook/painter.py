@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from vdamkit.notebook.loop import Loop
 
-SHARE = 0.1  # of the time that redrawing may take while a run goes on
+SHARE = 0.07  # of the time that redrawing may take while a run goes on
 LONGEST = 15.0  # seconds without a new picture, at most
 
 
