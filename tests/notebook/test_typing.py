@@ -1,4 +1,4 @@
-"""What is typed into the panel, from whatever thread it comes, and what the panel says of what was done."""
+"""What is typed into the panel, from whatever thread it comes; what the panel says of what was done; what it leaves behind."""
 
 import asyncio
 import threading
@@ -110,3 +110,29 @@ def test_what_was_changed_several_times_is_told_of_once():
     assert found == [
         (4, "batch_final None → 60; batch_initial None → 60"), (5, "symmetry C6 → C3; class 1 split"),
     ]  # fmt: skip
+
+
+def test_the_history_leaves_no_widgets_behind_and_waits_until_it_is_looked_at(job, monkeypatch):
+    from ipywidgets.widgets.widget import _instances as all_widgets
+
+    async def scenario():
+        panel = job.panel()
+        await until(lambda: panel.controller.status == "idle" and job._history)
+        await panel.run(1)
+        await asyncio.sleep(0.1)
+        before = len(all_widgets)
+        for _ in range(3):
+            panel._refresh_history()
+        assert len(all_widgets) == before
+        monkeypatch.setattr(type(panel.controller), "status", "running")
+        job._history.remark("T 4.0 → 2.0")
+        panel._refresh_all()
+        assert "T 4.0" not in panel.face.log.value
+        for tab in ("History", "Log"):
+            panel.face.tabs.selected_index = panel.face.tabs.titles.index(tab)
+        assert "T 4.0 → 2.0" in panel.face.log.value
+        assert [button.description for button in panel.face.tree.children[0].children] == ["start", "1 •"]
+        monkeypatch.undo()
+        panel.close()
+
+    asyncio.run(scenario())

@@ -106,3 +106,10 @@ def tree_widget(cells: Sequence[Cell], go_to: Callable[[int], None]) -> Any:
         buttons, layout=widgets.Layout(grid_template_columns=f"repeat({columns}, 54px)", grid_gap="4px", overflow="auto",
                                        padding="4px"),
     )  # fmt: skip
+
+
+def close_widget(widget: Any) -> None:
+    """Close a widget, its layout and its style: each is an object of its own in kernel and browser, and would stay there."""
+    for part in (widget, widget.layout, getattr(widget, "style", None)):
+        if part is not None:
+            part.close()

@@ -16,7 +16,7 @@ import numpy as np
 from vdamkit.errors import VdamkitError
 from vdamkit.history import History
 from vdamkit.notebook.controller import Controller
-from vdamkit.notebook.history_tree import tree_cells, tree_widget
+from vdamkit.notebook.history_tree import close_widget, tree_cells, tree_widget
 from vdamkit.notebook.knobs import WAIT, Knob, Limits, all_knobs, problem_with
 from vdamkit.notebook.loop import Loop, when_cell_runs_again
 from vdamkit.notebook.marks import marks_of
@@ -61,7 +61,7 @@ class Panel:
         self._closed = False
         wanted = f"{parent.face.folder.value}_{name.replace(' ', '_')}" if parent else FOLDER
         self.face = Face(
-            self.press, lambda: self._paint(at_once=True), self.knobs, self.pages,
+            self.press, self._looked_at, self.knobs, self.pages,
             folder=str(session.output or free_folder(session, wanted)), title=name if parent else "",
         )  # fmt: skip
         for knob in self.knobs:
@@ -199,7 +199,7 @@ class Panel:
         if what in ("status", "error"):
             self._refresh_verdict()
             if self.controller.status != "running":
-                self._paint(at_once=True)  # now there is time for a picture that was put off
+                self._looked_at()  # now there is time for what was put off
         self._refresh_status()
 
     def say(self, text: str, *, bad: bool = False) -> None:
@@ -255,9 +255,26 @@ class Panel:
         b["undo"].disabled = status == "running" or session.iteration == 0
         b["redo"].disabled = status == "running" or not session._history.can_redo
 
+    def _looked_at(self) -> None:
+        """A tab was chosen, or there is time to look at it."""
+        self._refresh_history()
+        self._refresh_log()
+        self._paint(at_once=True)
+
+    def _seen(self, tab: str) -> bool:
+        """Whether a tab is worth making anew: in mid-run only the one that is looked at."""
+        index = self.face.tabs.selected_index
+        return self.controller.status != "running" or (index is not None and self.face.tabs.titles[index] == tab)
+
     def _refresh_history(self) -> None:
         history, face = self.session._history, self.face
+        if not self._seen("History"):
+            return
+        old = face.tree.children
         face.tree.children = (tree_widget(tree_cells(history.nodes, history.current), self._node_clicked),)
+        for tree in old:
+            for widget in (*tree.children, tree):
+                close_widget(widget)
         if history.nodes:
             self._offer_comparison()
 
@@ -275,6 +292,8 @@ class Panel:
         self._guarded(lambda: self.controller.go_to(number))
 
     def _refresh_log(self) -> None:
+        if not self._seen("Log"):
+            return
         lines: list[str] = []
         for node in self.session._history.line():
             if node.report:
