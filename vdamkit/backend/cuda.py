@@ -41,7 +41,8 @@ def _cupy(device: str) -> Any:
 
 @lru_cache(maxsize=2)
 def _source() -> str:
-    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in ("projector.cu", "search.cu"))
+    names = ("projector.cu", "search.cu", "sums.cu")
+    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in names)
 
 
 class CudaDevice(Device):

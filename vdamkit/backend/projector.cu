@@ -1,5 +1,5 @@
-// Kernels of the projector (vdamkit/imaging/device_projector.py), and what those of search.cu share with them: both files are
-// compiled as one text. Each kernel has a NumPy twin of the same name in twins.py, whose docstring says what it computes; the
+// Kernels of the projector (vdamkit/imaging/device_projector.py), and what those of search.cu and sums.cu share with them: the
+// files are compiled as one text. Each kernel has a NumPy twin of the same name in twins.py, whose docstring says what it computes; the
 // tests hold the two together. REAL and COMPLEX are float and float2, or double and double2. No kernel adds in an order that
 // chance decides: the one scatter adds whole numbers, so a run repeats bit for bit.
 
@@ -32,6 +32,20 @@ __device__ __forceinline__ COMPLEX complex_of(REAL re, REAL im) {
 
 __device__ __forceinline__ COMPLEX times(COMPLEX a, COMPLEX b) {
   return complex_of(a.x * b.x - a.y * b.y, a.x * b.y + a.y * b.x);
+}
+
+// Both add product by product, each of which is fused with its sum: two operations for Re conj(a) b, where the sum of the two
+// products would be a third.
+__device__ __forceinline__ void add_overlap(REAL& sum, COMPLEX a, COMPLEX b) {
+  sum += a.x * b.x;
+  sum += a.y * b.y;
+}
+
+__device__ __forceinline__ void add_product(COMPLEX& sum, COMPLEX a, COMPLEX b) {
+  sum.x += a.x * b.x;
+  sum.x -= a.y * b.y;
+  sum.y += a.x * b.y;
+  sum.y += a.y * b.x;
 }
 
 // trilinear corners in the half cube kx >= 0 ------------------------------------------------------------------------------
