@@ -42,7 +42,7 @@ TEXT_COLUMNS = (
 """Columns never turned into numbers, so that '01' stays '01'."""
 
 MARKS = {"'": "\ue000", "#": "\ue001"}  # and characters of no script that stand in for them
-MARK_INSIDE = re.compile(r"(?<=\S)['#](?=\S)")
+MARK_INSIDE = re.compile(r"['#](?<=\S['#])(?=\S)")  # in this order: the first is looked for fast in a long text
 
 Block = pd.DataFrame | dict
 
@@ -65,9 +65,10 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
     """
     path = Path(path)
     content = _checked_text(path)
+    marked = MARK_INSIDE.search(content) is not None
     linecache.clearcache()  # starfile reads through it and leaves it stale when a file could not be parsed
     try:
-        with _without_marks(path, content) as readable:
+        with _without_marks(content) if marked else contextlib.nullcontext(path) as readable:
             blocks = starfile.read(readable, always_dict=True, parse_as_string=list(TEXT_COLUMNS))
     except pd.errors.EmptyDataError:
         raise InputError(
@@ -79,7 +80,7 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
             f"{path}: cannot be read as a STAR file ({reason}); check that every row has as many values as "
             f"there are columns, or write the file again."
         ) from None
-    if MARK_INSIDE.search(content):
+    if marked:
         blocks = {name: _with_marks(block) for name, block in blocks.items()}
     if not blocks:
         raise InputError(f"{path}: holds no data_ block with content; give a STAR file written by RELION.")
@@ -91,11 +92,8 @@ def read_star(path: str | os.PathLike) -> dict[str, Block]:
 
 
 @contextlib.contextmanager
-def _without_marks(path: Path, content: str) -> Iterator[Path]:
+def _without_marks(content: str) -> Iterator[Path]:
     """A file for starfile, which takes an apostrophe or # within a word, as in a folder's name, for a quote or a comment."""
-    if not MARK_INSIDE.search(content):
-        yield path
-        return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.star"
         copy.write_text(MARK_INSIDE.sub(lambda mark: MARKS[mark[0]], content), encoding="utf-8")
