@@ -117,3 +117,30 @@ def test_a_slow_run_says_something_twice_a_minute(job, monkeypatch, capsys):
     monkeypatch.setattr("vdamkit.progress.PATIENCE", 0.0)
     job.run(2, progress=True)
     assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == ["mini-batch 1", "mini-batch 2"]
+
+
+def test_two_outputs_are_two_files(folder, tmp_path):
+    """A map and a STAR file of the same name would leave the STAR file alone."""
+    cube, out = tmp_path / "cube.mrc", str(tmp_path / "new" / "out.mrc")
+    write_mrc(cube, np.random.default_rng(0).normal(size=(20,) * 3), 16.0)
+    particles = folder / "stacks2d" / "particles.star"
+    arguments = ["align-symmetry", "--i", str(cube), "--sym", "C2", "--o", out, "--particles", str(particles)]
+    done = CliRunner().invoke(cli, [*arguments, "--o-particles", out])
+    assert done.exit_code == 2 and "give two names" in done.stderr and not (tmp_path / "new").exists()
+
+
+def test_no_command_at_all_shows_the_help_as_it_is():
+    done = CliRunner().invoke(cli, [])
+    assert "\n  run " in done.output and "vdamkit: Usage" not in done.output
+
+
+def test_an_offset_prior_has_a_width():
+    with pytest.raises(SettingsError, match=r"sigma_offset is inf; it must be"):
+        vk.Settings(sigma_offset=float("inf"))
+
+
+def test_a_particle_is_a_whole_number_and_a_small_mask_no_traceback(job):
+    job.run(1)
+    with pytest.raises(InputError, match=r"there is no particle 1\.5"):
+        job.posterior(1.5)
+    assert job.branch(mask_diameter=1).symmetry_scores().shells > 0
