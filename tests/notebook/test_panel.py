@@ -3,24 +3,15 @@
 import asyncio
 import gc
 import threading
-import time
 
 import numpy as np
 import pytest
 from helpers_vdamkit import hold
+from on_a_loop import idle, knob, until
 
 import vdamkit as vk
 
 pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
-
-
-async def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not happen in time")
 
 
 def run(scenario):
@@ -28,17 +19,8 @@ def run(scenario):
     asyncio.run(scenario)
 
 
-def knob(panel, name):
-    return next(knob for knob in panel.knobs if name in knob.names)
-
-
 def text(widget) -> str:
     return widget.value
-
-
-async def idle(panel):
-    await until(lambda: panel.controller.status == "idle" and panel.session._history)
-    await asyncio.sleep(0.05)
 
 
 def test_buttons_run_pause_undo_redo(job):

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from on_a_loop import knob, until, with_panel
 
 import vdamkit as vk
 from vdamkit.history import Node
@@ -12,13 +13,6 @@ from vdamkit.notebook.loop import Loop
 from vdamkit.notebook.marks import marks_of
 
 pytest.importorskip("ipywidgets", reason="ipywidgets is not installed")
-
-
-async def until(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 def elsewhere(act):
@@ -45,25 +39,20 @@ def test_a_timer_from_another_thread_wakes_a_loop_that_sleeps():
 
 
 def test_what_was_typed_counts_when_a_button_is_pressed(job):
-    async def scenario():
-        panel = job.panel()
-        await until(lambda: panel.controller.status == "idle" and job._history)
-        box = next(knob for knob in panel.knobs if "symmetry" in knob.names).parts[0]
+    async def scenario(panel):
+        box = knob(panel, "symmetry").parts[0]
         elsewhere(lambda: setattr(box, "value", "C3"))
         elsewhere(panel.face.buttons["step"].click)
         assert job.settings.symmetry == "C3"
         await until(lambda: job.iteration == 1)
         await until(lambda: panel.controller.status == "idle")
         assert job._history.node.settings.symmetry == "C3"
-        panel.close()
 
-    asyncio.run(scenario())
+    with_panel(job, scenario)
 
 
 def test_the_panel_says_what_was_done_and_no_longer_what_went_wrong(job):
-    async def scenario():
-        panel = job.panel()
-        await until(lambda: panel.controller.status == "idle" and job._history)
+    async def scenario(panel):
         press, said = panel.face.buttons, panel.face.message
         panel.face.folder.value = "/proc/nowhere"
         press["save"].click()
@@ -79,15 +68,12 @@ def test_the_panel_says_what_was_done_and_no_longer_what_went_wrong(job):
         assert "class 1 split; the other half is class 2" in said.value
         press["branch"].click()
         assert "branch 1 has a panel of its own now" in said.value
-        panel.close()
 
-    asyncio.run(scenario())
+    with_panel(job, scenario)
 
 
 def test_a_verdict_goes_with_the_state_that_it_was_on(job):
-    async def scenario():
-        panel = job.panel()
-        await until(lambda: panel.controller.status == "idle" and job._history)
+    async def scenario(panel):
         await panel.run()
         await until(lambda: panel.face.verdict.value)
         job.step()
@@ -95,9 +81,8 @@ def test_a_verdict_goes_with_the_state_that_it_was_on(job):
         panel.face.buttons["undo"].click(), panel.face.buttons["undo"].click()
         await until(lambda: "mini-batch <b>5</b> of 6" in panel.face.status.value)
         await until(lambda: not panel.face.verdict.value)
-        panel.close()
 
-    asyncio.run(scenario())
+    with_panel(job, scenario)
 
 
 def test_what_was_changed_several_times_is_told_of_once():
@@ -115,9 +100,7 @@ def test_what_was_changed_several_times_is_told_of_once():
 def test_the_history_leaves_no_widgets_behind_and_waits_until_it_is_looked_at(job, monkeypatch):
     from ipywidgets.widgets.widget import _instances as all_widgets
 
-    async def scenario():
-        panel = job.panel()
-        await until(lambda: panel.controller.status == "idle" and job._history)
+    async def scenario(panel):
         await panel.run(1)
         await asyncio.sleep(0.1)
         before = len(all_widgets)
@@ -133,6 +116,5 @@ def test_the_history_leaves_no_widgets_behind_and_waits_until_it_is_looked_at(jo
         assert "T 4.0 → 2.0" in panel.face.log.value
         assert [button.description for button in panel.face.tree.children[0].children] == ["start", "1 •"]
         monkeypatch.undo()
-        panel.close()
 
-    asyncio.run(scenario())
+    with_panel(job, scenario)
