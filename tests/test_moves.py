@@ -143,3 +143,13 @@ def test_another_seed_may_have_another_box_and_pixel_size(folder, tmp_path):
     other.particles = replace(other.particles, box=wide, pixel_size=px)
     other._history.append(other.state.replace(maps=maps), other.settings, other.report)
     assert job.verdict(other).figures["second_seed_resolution"] == job.verdict(job.branch()).figures["second_seed_resolution"]
+
+
+def test_a_current_folder_that_was_removed_stops_nobody(folder, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    job = vk.Session(folder / "stacks2d" / "optimisation_set.star", vk.Settings(**OPTIONS), output=tmp_path / "job")
+    job.run(1)
+    assert vk.Session.resume(tmp_path / "job").iteration == 1

@@ -189,6 +189,9 @@ class History:
         """Move the oldest held state to disc where there are too many; where disc has no room it stays."""
         held = [node for node in self.nodes if node.held is not None and node.number != self.current]
         for node in held[: max(0, len(held) + 1 - KEPT_STATES)]:
-            path = node.path or (self._shelf.put(node.held, node.settings) if self._shelf is not None else None)
-            if path is not None or self._shelf is None:
-                self.nodes[node.number] = replace(node, held=None, path=path)
+            path = node.path
+            if path is None and self._shelf is not None:
+                path = self._shelf.put(node.held, node.settings)
+                if path is None:
+                    continue
+            self.nodes[node.number] = replace(node, held=None, path=path)

@@ -16,6 +16,7 @@ from vdamkit.edits import Edits
 from vdamkit.errors import SettingsError
 from vdamkit.history import History
 from vdamkit.io.particles import ParticleSet, open_particles
+from vdamkit.io.star_tables import working_folder
 from vdamkit.settings import COMPUTING, Settings, check_mask, whole_number
 from vdamkit.source import ParticleSource
 from vdamkit.state import State, StepReport
@@ -67,7 +68,7 @@ class Session(Edits, Views):
     ):
         self.output = storage.folder_of(output) if output is not None else None
         self._replaces = self.output if overwrite else None
-        self._started_in = Path.cwd()  # where a relative output folder lies, whatever the process's folder is later
+        self._started_in = Path(working_folder())  # where a relative output folder lies, whatever the process's folder is later
         self._folders: dict[Path, str] = {}  # whose files are this session's own, and the mark of its last checkpoint there
         if self.output is not None and not overwrite:
             storage.refuse_other_run(self, self.output)

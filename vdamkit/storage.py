@@ -18,7 +18,7 @@ from vdamkit.io.checkpoint import load_checkpoint, mark_of, save_checkpoint
 from vdamkit.io.optimisation_set import COLUMNS
 from vdamkit.io.particles import ParticleSet, open_particles
 from vdamkit.io.relion_output import write_relion_files
-from vdamkit.io.star_tables import as_list, read_star
+from vdamkit.io.star_tables import as_list, read_star, working_folder
 from vdamkit.settings import COMPUTING, Settings
 from vdamkit.state import State, StepReport
 
@@ -141,7 +141,7 @@ def _run_files(folder: Path) -> list[Path]:
 def output_of(session) -> Path | None:
     """The session's output folder; one of a relative name lies where the session was made, wherever the process is by now."""
     folder, began = session.output, session._started_in
-    return folder if folder is None or folder.is_absolute() or Path.cwd() == began else began / folder
+    return folder if folder is None or folder.is_absolute() or Path(working_folder()) == began else began / folder
 
 
 def after_step(session) -> None:

@@ -1,6 +1,6 @@
 // Kernels of the projector (vdamkit/imaging/device_projector.py), and what those of search.cu and sums.cu share with them: the
-// files are compiled as one text. Each kernel has a NumPy twin of the same name in twins.py, whose docstring says what it computes; the
-// tests hold the two together. REAL and COMPLEX are float and float2, or double and double2. No kernel adds in an order that
+// files are compiled as one text. Each kernel has a NumPy twin of the same name in twins.py, whose docstring says what it
+// computes; the tests hold the two together. REAL and COMPLEX are float and float2, or double and double2. No kernel adds in an order that
 // chance decides: the one scatter adds whole numbers, so a run repeats bit for bit.
 
 #define THREADS 256
@@ -10,11 +10,11 @@
 #define AT_ONCE 16   // directions whose cells `tilt_back` holds in shared memory
 #define COLUMNS 400  // of the half-ball, at most, that bear on a tile: lattice points in a square of side 2 TILE + 3
 #ifdef SINGLE
-#define KZ 8  // voxels of a column that a block takes, a layer: what the memory shared by its threads holds
+#define KZ 8  // voxels of a column that a block takes, see twins.py: what the memory shared by its threads holds
 #else
 #define KZ 4
 #endif
-#define LAYERS 3  // such blocks on a multiprocessor: what its registers hold
+#define BLOCKS 3  // such blocks on a multiprocessor: what its registers hold
 
 struct __align__(4 * sizeof(REAL)) Four {
   REAL of[4];
@@ -221,7 +221,7 @@ extern "C" __global__ void spin(const COMPLEX* __restrict__ slabs, const int* __
 // A block sums up a tile of TILE × TILE patches of the cylinder, KZ voxels deep, for one half: for each spin it first collects
 // what bears on the tile there, quarter turns added up, and then each thread forms its 2 × 2 columns. A cell of `slabs` is, for
 // each half, real part, imaginary part, weight and nothing.
-extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ, LAYERS)
+extern "C" __global__ void __launch_bounds__(TILE * TILE * KZ, BLOCKS)
     spin_adjoint(const COMPLEX* __restrict__ values, const REAL* __restrict__ weights, const int* __restrict__ spin_start,
                  const int* __restrict__ spins, const int2* __restrict__ tile_range, const int4* __restrict__ source,
                  const int* __restrict__ source_count, const int2* __restrict__ patch_range, const int* __restrict__ entry,

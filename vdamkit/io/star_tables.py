@@ -256,7 +256,7 @@ def resolve_path(name: str | os.PathLike, star_path: str | os.PathLike) -> Path 
     """
     if os.path.isabs(name):
         return Path(name) if os.path.exists(name) else None
-    here, folder = os.getcwd(), os.path.dirname(os.path.abspath(star_path))
+    here, folder = working_folder(), os.path.dirname(os.path.abspath(star_path))
     inside = folder == here or folder.startswith(os.path.join(here, ""))
     if inside and os.path.exists(name):
         return Path(name)
@@ -266,6 +266,14 @@ def resolve_path(name: str | os.PathLike, star_path: str | os.PathLike) -> Path 
             return Path(name) if not inside and os.path.exists(name) else None
         folder = above
     return Path(path)
+
+
+def working_folder() -> str:
+    """The current folder's path; "/" where it was removed under the process, which then has nothing beside absolute names."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
 
 
 @contextlib.contextmanager
